@@ -1,0 +1,37 @@
+# Everything a developer or a newcomer runs. Each target does its own set-up.
+.PHONY: demo test test-long check bench constraints clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+demo: $(STAMP)
+	$(BIN)/python examples/water_surface/run.py
+
+test: $(STAMP) check
+	scripts/system-packages
+	$(BIN)/python -m pytest -m "not long"
+
+test-long: $(STAMP)
+	scripts/system-packages
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff format --check balsam_celery tests config examples benchmarks setup.py
+	$(BIN)/ruff check balsam_celery tests config examples benchmarks setup.py
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/throughput.py
+
+$(STAMP): setup.py constraints.txt scripts/make-venv
+	scripts/make-venv $(VENV)
+	touch $@
+
+# Take the versions now in the virtual environment as the ones to install from here on.
+constraints: $(STAMP)
+	scripts/write-constraints $(BIN)/pip > constraints.txt.new
+	mv constraints.txt.new constraints.txt
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,47 @@
+"""The command line: ``balsam …``, the same as ``celery -A balsam_celery balsam …``.
+
+Each command lives in a module of its own topic and is imported when it is called, so that
+``balsam ls`` pays for reading SQL and for nothing else.
+"""
+
+from __future__ import annotations
+
+import click
+
+from balsam_celery.cli.group import Root
+
+#: Command → (section of the help, module, one line of help).
+COMMANDS = {
+    "init": ("Site", "site", "Make a site: settings, secrets, run directory."),
+    "up": ("Site", "site", "Start what the site needs, in the background."),
+    "down": ("Site", "site", "Stop all that `up` started."),
+    "status": ("Site", "site", "What is up, queued, running and done."),
+    "submit": ("Tasks", "submit", "Submit a program, or many."),
+    "ls": ("Tasks", "reading", "List tasks."),
+    "show": ("Tasks", "reading", "Everything known of a task."),
+    "log": ("Tasks", "log", "Output of a task's program."),
+    "wait": ("Tasks", "waiting", "Wait until tasks have ended."),
+    "kill": ("Tasks", "acting", "Kill tasks."),
+    "retry": ("Tasks", "acting", "Run failed or killed tasks again."),
+    "rm": ("Tasks", "acting", "Remove ended tasks and their history."),
+    "app": ("Tasks", "app", "Programs saved under a name: add, ls, rm."),
+    "allocations": ("Machines", "machines", "List and cancel batch jobs."),
+    "pilot": ("Machines", "machines", "List and drain pilots."),
+    "prune": ("Site", "acting", "Remove workflows that ended long ago."),
+}
+
+
+@click.group(
+    cls=Root,
+    commands_table=COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="The site is the one BALSAM_SITE names, else the working directory or one above it.",
+)
+@click.version_option(package_name="balsam_celery", prog_name="balsam")
+def balsam() -> None:
+    """Run thousands of programs of any size inside a supercomputer's allocations."""
+
+
+def main() -> None:
+    """Entry point of the ``balsam`` command."""
+    balsam(prog_name="balsam")

@@ -1,0 +1,63 @@
+"""Durations as people write them: ``90``, ``"10m"``, ``"1h30m"``, ``"01:30:00"`` → seconds."""
+
+from __future__ import annotations
+
+import re
+
+from balsam_celery.errors import InvalidInput
+
+_UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+_PARTS = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s?)?")
+_CLOCK = re.compile(r"(?:(\d+)-)?(\d+):(\d{2}):(\d{2})")
+
+
+def parse_duration(value: object, name: str = "duration") -> int:
+    """Seconds in ``value``.
+
+    Args:
+        value: a number of seconds, ``"1d2h3m4s"`` with any parts left out, or ``"[D-]HH:MM:SS"``.
+        name: what the value is, for the error.
+
+    Raises:
+        InvalidInput: not a duration, or not longer than zero.
+    """
+    seconds = _seconds(value)
+    if seconds is None or seconds <= 0:
+        raise InvalidInput(
+            f"{name} is {value!r}: give a time above zero such as 90, '10m', '1h30m' or '01:30:00'"
+        )
+    return seconds
+
+
+def _seconds(value: object) -> int | None:
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, (int, float)):
+        return int(value) if 0 < value < 1e9 else None
+    if not isinstance(value, str):
+        return None
+    text = value.strip().lower()
+    if clock := _CLOCK.fullmatch(text):
+        days, hours, minutes, secs = (int(part or 0) for part in clock.groups())
+        return days * 86400 + hours * 3600 + minutes * 60 + secs
+    parts = _PARTS.fullmatch(text)
+    if not text or parts is None:
+        return None
+    return sum(
+        int(part) * unit
+        for part, unit in zip(parts.groups(), _UNITS.values(), strict=True)
+        if part
+    )
+
+
+def format_duration(seconds: float) -> str:
+    """``seconds`` as people read it: ``"1h30m"``, ``"42s"``, ``"0.3s"``."""
+    if seconds < 10 and seconds != int(seconds):
+        return f"{seconds:.1f}s"
+    left = round(seconds)
+    text = ""
+    for letter, unit in _UNITS.items():
+        count, left = divmod(left, unit)
+        if count:
+            text += f"{count}{letter}"
+    return text or "0s"

@@ -1,0 +1,55 @@
+"""Names in Redis: the one list of everything a site puts there.
+
+Celery queue names are given without the site's prefix (kombu adds it, as ``global_keyprefix``);
+the keys that we touch ourselves are given with it.
+"""
+
+from __future__ import annotations
+
+SERVICE_QUEUE = "service"
+TRANSITIONS_QUEUE = "transitions"
+TASKS_QUEUE = "tasks"
+#: Name, in worker host names and queues, of the worker that runs tasks over several nodes.
+GANG = "gang"
+
+#: Celery task whose message carries a bundle of 1…n :class:`balsam_celery.wire.TaskSpec`.
+RUN = "balsam.run"
+#: Celery task whose message carries :class:`balsam_celery.wire.KillOrder` values.
+KILL = "balsam.kill"
+#: Celery task of the transitions worker.
+TRANSITION = "balsam.transition"
+
+
+def pilot_queue(pilot: str, node: str) -> str:
+    """Celery queue of one worker of a pilot (``node`` may be :data:`GANG`)."""
+    return f"pilot.{pilot}.{node}"
+
+
+def worker_name(pilot: str, node: str) -> str:
+    """Celery host name of one worker of a pilot, as ``celery status`` and Flower show it."""
+    return f"{node}@{pilot}"
+
+
+def inbox(prefix: str) -> str:
+    """List: reports to the service (workers, pilots and clients push, the leader pops)."""
+    return f"{prefix}inbox"
+
+
+def acks(prefix: str, pilot: str, node: str) -> str:
+    """List: JSON arrays of outcome numbers that the service has recorded."""
+    return f"{prefix}acks.{pilot}.{node}"
+
+
+def control(prefix: str, pilot: str) -> str:
+    """List: orders to the pilot's main process (``wire.PilotOrder``)."""
+    return f"{prefix}control.{pilot}"
+
+
+def heartbeats(prefix: str, pilot: str) -> str:
+    """Hash: field per worker (and ``pilot``) with its last :class:`wire.Heartbeat`."""
+    return f"{prefix}heartbeat.{pilot}"
+
+
+def limits(prefix: str, pilot: str) -> str:
+    """Hash: concurrency of each worker, as placement sees it."""
+    return f"{prefix}limits.{pilot}"

@@ -1,0 +1,247 @@
+"""``site.toml``: its sections as frozen values, checked strictly.
+
+Each class below is a table of the file and each attribute a key; ``config/site.example.toml`` shows
+them all with comments. An unknown key is an error that names the nearest known one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from balsam_celery.durations import parse_duration
+from balsam_celery.errors import InvalidInput, SettingsError
+
+#: Marks a key given as a duration ("10m"); its value is in seconds.
+Seconds = typing.Annotated[int, "seconds"]
+
+
+@dataclass(frozen=True, slots=True)
+class SiteSettings:
+    """``[site]``."""
+
+    name: str = "site"
+    id: str = ""  # made by ``balsam init``; part of every key in Redis
+    host: str = ""  # login node that runs the site; written by ``balsam init``
+    local_dir: str = ""  # on that node's own disk; written by ``balsam init``
+    run_dir: str = "run"  # relative to the site directory; shared with the compute nodes
+    default_wall_time: Seconds = 3600
+    kill_grace: Seconds = 5
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseSettings:
+    """``[database]``: SQLite at ``path`` unless a URL is given by file or environment."""
+
+    path: str = ""  # "" : <local directory>/balsam.db
+    url_file: str = ""  # file (0600) that holds a PostgreSQL URL
+    url_env: str = ""  # environment variable that holds it
+
+
+@dataclass(frozen=True, slots=True)
+class RedisSettings:
+    """``[redis]``: a server of the site's own unless ``url_file`` or ``url_env`` names one."""
+
+    host: str = "127.0.0.1"  # address that workers and pilots use
+    bind: str = "127.0.0.1"  # addresses the site's own server listens on
+    port: int = 0  # 0: chosen by ``balsam init`` and written here
+    server: str = ""  # path of redis-server; "": an installed one, else the wheel's
+    url_file: str = ""
+    url_env: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalSettings:
+    """``[local]``: virtual nodes of the local scheduler."""
+
+    nodes: int = 2
+    cores_per_node: int = 1
+    gpus_per_node: int = 0  # pretended
+    memory_per_node: int = 0  # bytes; 0: not accounted
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSettings:
+    """``[queues.NAME]``: a queue or partition that packing may use, with its limits."""
+
+    min_nodes: int = 1
+    max_nodes: int = 1
+    min_wall_time: Seconds = 60
+    max_wall_time: Seconds = 3600
+    max_queued: int = 5
+    max_running: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerSettings:
+    """``[scheduler]``."""
+
+    kind: str = "local"
+    poll_interval: Seconds = 2
+    command_timeout: Seconds = 30
+
+
+@dataclass(frozen=True, slots=True)
+class PackingSettings:
+    """``[packing]``."""
+
+    interval: Seconds = 2
+    max_allocations: int = 10  # queued and running together, over all queues
+
+
+@dataclass(frozen=True, slots=True)
+class PilotSettings:
+    """``[pilot]``."""
+
+    idle_timeout: Seconds = 60
+    startup_margin: Seconds = 30  # from the allocation's start until workers consume
+    drain_margin: Seconds = 15  # before the allocation's end the pilot stops what runs
+    heartbeat_interval: Seconds = 2
+    output_tail: int = 4096  # bytes of stdout and of stderr kept in SQL
+
+
+@dataclass(frozen=True, slots=True)
+class LauncherSettings:
+    """``[launcher]``: how a program of several ranks is started."""
+
+    kind: str = "auto"  # auto | none | mpich | openmpi
+    mpiexec: str = ""  # path; "": the first found
+
+
+@dataclass(frozen=True, slots=True)
+class TasksSettings:
+    """``[tasks]``: the worker for users' ordinary Celery tasks."""
+
+    imports: tuple[str, ...] = ()  # modules; the site directory is on their path
+    concurrency: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class TransitionsSettings:
+    """``[transitions]``: the worker for staging and hooks."""
+
+    concurrency: int = 2
+    step_timeout: Seconds = 3600
+
+
+@dataclass(frozen=True, slots=True)
+class FlowerSettings:
+    """``[flower]``."""
+
+    enabled: bool = True
+    host: str = "127.0.0.1"
+    port: int = 0  # 0: chosen by ``balsam init`` and written here
+
+
+@dataclass(frozen=True, slots=True)
+class ResultsSettings:
+    """``[results]``."""
+
+    expires: Seconds = 86400  # of Celery results in Redis; SQL answers afterwards
+
+
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    """``[logs]``."""
+
+    level: str = "INFO"
+    max_bytes: int = 10_000_000
+    backups: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The whole file."""
+
+    site: SiteSettings = field(default_factory=SiteSettings)
+    database: DatabaseSettings = field(default_factory=DatabaseSettings)
+    redis: RedisSettings = field(default_factory=RedisSettings)
+    scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
+    local: LocalSettings = field(default_factory=LocalSettings)
+    queues: dict[str, QueueSettings] = field(default_factory=dict)
+    packing: PackingSettings = field(default_factory=PackingSettings)
+    pilot: PilotSettings = field(default_factory=PilotSettings)
+    launcher: LauncherSettings = field(default_factory=LauncherSettings)
+    tasks: TasksSettings = field(default_factory=TasksSettings)
+    transitions: TransitionsSettings = field(default_factory=TransitionsSettings)
+    flower: FlowerSettings = field(default_factory=FlowerSettings)
+    results: ResultsSettings = field(default_factory=ResultsSettings)
+    logs: LogSettings = field(default_factory=LogSettings)
+
+    @property
+    def key_prefix(self) -> str:
+        """Prefix of everything the site has in Redis."""
+        return f"balsam.{self.site.id}."
+
+
+def load(path: Path) -> Settings:
+    """Read and check ``site.toml``.
+
+    Raises:
+        SettingsError: not TOML, an unknown key, a value that cannot be used; names file and key.
+    """
+    try:
+        plain = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: not valid TOML: {error}") from None
+    try:
+        return parse(plain)
+    except InvalidInput as error:
+        raise SettingsError(f"{path}: {error}") from None
+
+
+def parse(plain: dict[str, Any]) -> Settings:
+    """Check the tables of ``site.toml``.
+
+    Raises:
+        InvalidInput: an unknown key or a value that cannot be used; names the key.
+    """
+    settings: Settings = _table(Settings, plain, "")
+    for name, queue in settings.queues.items():
+        if queue.min_nodes > queue.max_nodes:
+            raise InvalidInput(f"queues.{name}: min_nodes is above max_nodes")
+        if queue.min_wall_time > queue.max_wall_time:
+            raise InvalidInput(f"queues.{name}: min_wall_time is above max_wall_time")
+    return settings
+
+
+def _table(cls: type[Any], plain: object, where: str) -> Any:
+    if not isinstance(plain, dict):
+        raise InvalidInput(f"{where} is {plain!r}: make it a table, [{where}]")
+    hints = typing.get_type_hints(cls, include_extras=True)
+    for key in plain:
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1, cutoff=0.0)[0]
+            place = f"in [{where}]" if where else "at the top"
+            raise InvalidInput(f"unknown key {key!r} {place}: did you mean {near!r}?")
+    values = {
+        key: _value(hints[key], value, f"{where}.{key}" if where else key)
+        for key, value in plain.items()
+    }
+    return cls(**values)
+
+
+def _value(kind: Any, plain: Any, where: str) -> Any:
+    if kind is Seconds:
+        return parse_duration(plain, where)
+    if dataclasses.is_dataclass(kind):
+        return _table(typing.cast(type[Any], kind), plain, where)
+    if isinstance(kind, types.GenericAlias) and kind.__origin__ is dict:
+        if not isinstance(plain, dict):
+            raise InvalidInput(f"{where} is {plain!r}: make it tables, [{where}.NAME]")
+        return {name: _table(kind.__args__[1], row, f"{where}.{name}") for name, row in plain.items()}
+    if isinstance(kind, types.GenericAlias) and kind.__origin__ is tuple:
+        if not isinstance(plain, list) or not all(isinstance(item, str) for item in plain):
+            raise InvalidInput(f"{where} is {plain!r}: give a list of strings")
+        return tuple(plain)
+    if not isinstance(plain, kind) or (isinstance(plain, bool) and kind is not bool):
+        raise InvalidInput(f"{where} is {plain!r}: give a value of type {kind.__name__}")
+    if kind is int and plain < 0:
+        raise InvalidInput(f"{where} is {plain!r}: give 0 or more")
+    return plain

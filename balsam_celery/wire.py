@@ -1,0 +1,393 @@
+"""What travels through Redis, as frozen values with a strict JSON codec.
+
+Three directions: the service sends bundles of :class:`TaskSpec` and :class:`KillOrder` to a
+worker's Celery queue and :class:`PilotOrder` to a pilot; workers, pilots and clients push a
+:class:`Report` to the service's inbox; workers leave a :class:`Heartbeat`. Everything is JSON
+(R10). :func:`decode` refuses whatever does not fit with :class:`MalformedMessage`, so that a
+forged or foreign message is dropped with a reason and harms nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from balsam_celery.resources import NodeCapacity, NodeShare
+
+JSON = Any
+T = TypeVar("T")
+
+
+class MalformedMessage(ValueError):
+    """The message is not one of ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSpec:
+    """All a worker needs to run one attempt.
+
+    Attributes:
+        id: the task's id, also its Celery id.
+        attempt: number of this attempt, from 1.
+        name: for people.
+        application: whose program it is, for people and statistics.
+        argv: the command, ready to run; never parsed again.
+        environment: variables that the user asked for.
+        work_dir: directory of this attempt; made by the worker.
+        shares: nodes and what was given on each, head node first.
+        ranks_per_node: MPI ranks on each node.
+        threads_per_rank: also ``OMP_NUM_THREADS``.
+        wall_time: limit in seconds, enforced by the worker.
+        kill_grace: seconds between TERM and KILL.
+        launcher: launcher asked for by the application, or ``None`` for the site's.
+        inputs: ``{"args": […], "kwargs": {…}}`` written to ``$BALSAM_INPUTS`` when not ``None``.
+        staged: directory whose content is copied into the work directory first, or ``None``.
+        pin: bind the program to the cores given.
+    """
+
+    id: str
+    attempt: int
+    name: str
+    application: str
+    argv: tuple[str, ...]
+    environment: dict[str, str]
+    work_dir: str
+    shares: tuple[NodeShare, ...]
+    ranks_per_node: int
+    threads_per_rank: int
+    wall_time: int
+    kill_grace: int
+    launcher: str | None = None
+    inputs: dict[str, JSON] | None = None
+    staged: str | None = None
+    pin: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class KillOrder:
+    """End an attempt, or make sure that it never starts here.
+
+    The worker always answers with an :class:`Ended`: ``killed`` once no process of the attempt
+    lives, ``fenced`` for an attempt that it never saw (and from then on never starts), or, for
+    one that has ended already, the outcome it has in its outbox again.
+    """
+
+    id: str
+    attempt: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PilotOrder:
+    """An order to a pilot's main process."""
+
+    action: Literal["drain"]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The program of an attempt runs."""
+
+    id: str
+    attempt: int
+    time: float
+    pid: int
+
+
+Outcome = Literal[
+    "exit",  # it ended by itself; see exit_code
+    "signal",  # a signal that was not ours ended it
+    "timeout",  # its wall_time was over
+    "killed",  # a KillOrder ended it, before or after its start
+    "fenced",  # a KillOrder came before the attempt; it never starts here
+    "cannot-start",  # no such program, no permission, no disk
+    "lost",  # the worker that held it died; no process of it lives
+    "drained",  # the pilot ended first (walltime, drain, SIGTERM)
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """An attempt is over and no process of it lives: what the outbox keeps.
+
+    Times are seconds since the epoch, ``started`` ``None`` if it never ran; memory is the peak in
+    bytes, user and system time seconds; tails are decoded with replacement characters.
+    """
+
+    id: str
+    attempt: int
+    outcome: Outcome
+    reason: str
+    ended: float
+    started: float | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    user_time: float = 0.0
+    system_time: float = 0.0
+    max_memory: int = 0
+    stdout_tail: str = ""
+    stderr_tail: str = ""
+    argv: tuple[str, ...] = ()
+    environment_digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A pilot is ready: all its workers consume."""
+
+    pilot: str
+    allocation: str
+    host: str
+    pid: int
+    end_time: float
+    nodes: tuple[NodeCapacity, ...]
+    time: float
+
+
+@dataclass(frozen=True, slots=True)
+class PilotEnded:
+    """A pilot stops; every outcome has been acknowledged, no process of it lives."""
+
+    pilot: str
+    reason: str
+    time: float
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLost:
+    """A worker of a pilot died; ``restarted`` tells whether a new one took its queue."""
+
+    pilot: str
+    node: str
+    reason: str
+    restarted: bool
+    time: float
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """A hint: rows were inserted or changed, look into SQL."""
+
+
+@dataclass(frozen=True, slots=True)
+class KillAsked:
+    """Celery's revoke or terminate, forwarded by a worker."""
+
+    ids: tuple[str, ...]
+    terminate: bool
+    who: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepStarted:
+    """An ordinary Celery task of a canvas runs on the tasks worker."""
+
+    id: str
+    attempt: int
+    time: float
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepEnded:
+    """An ordinary Celery task of a canvas is over.
+
+    ``state`` is Celery's (SUCCESS, FAILURE, REVOKED); ``result`` the JSON return value, or the
+    exception as Celery's backend encodes it.
+    """
+
+    id: str
+    attempt: int
+    state: str
+    result: JSON
+    traceback: str | None
+    time: float
+
+
+@dataclass(frozen=True, slots=True)
+class TransitionEnded:
+    """The transitions worker did (or failed) a step.
+
+    ``step`` is ``stage_in``, ``preprocess``, ``postprocess``, ``stage_out`` or ``handler``;
+    ``verdict`` of a handler is ``restart``, ``finish`` or ``fail``.
+    """
+
+    id: str
+    attempt: int
+    step: str
+    ok: bool
+    reason: str
+    verdict: str | None
+    time: float
+
+
+Record = (
+    Started
+    | Ended
+    | Registered
+    | PilotEnded
+    | WorkerLost
+    | Wake
+    | KillAsked
+    | StepStarted
+    | StepEnded
+    | TransitionEnded
+)
+_RECORDS: dict[str, type[Any]] = {cls.__name__: cls for cls in typing.get_args(Record)}
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One push to the service's inbox.
+
+    Attributes:
+        pilot, node: the sender (``""`` for clients and login-node workers; node ``"pilot"`` for
+            a pilot's main process).
+        records: (number, record) pairs; a record whose number is above 0 is sent again until the
+            service has put that number on the sender's acknowledgement list.
+    """
+
+    pilot: str = ""
+    node: str = ""
+    records: tuple[tuple[int, Record], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """What a worker (or the pilot itself) last said of itself.
+
+    Attributes:
+        held: (task id, attempt) pairs that it has received and whose outcomes are not yet
+            acknowledged.
+    """
+
+    time: float
+    pid: int
+    state: str
+    held: tuple[tuple[str, int], ...] = field(default=())
+
+
+def encode(value: Any) -> str:
+    """JSON text of a dataclass of this module (or of ``resources``)."""
+    return json.dumps(to_plain(value), separators=(",", ":"))
+
+
+def to_plain(value: Any) -> JSON:
+    """``value`` as JSON values; a record carries its class name as ``"type"``."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        plain = {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if type(value) in _RECORDS.values():
+            plain["type"] = type(value).__name__
+        return plain
+    if isinstance(value, (list, tuple)):
+        return [to_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: to_plain(item) for key, item in value.items()}
+    return value
+
+
+def decode(cls: type[T], text: str | bytes) -> T:
+    """The ``cls`` that ``text`` holds.
+
+    Raises:
+        MalformedMessage: not JSON, unknown or missing fields, a value of another type.
+    """
+    try:
+        plain = json.loads(text)
+    except ValueError as error:
+        raise MalformedMessage(f"not JSON: {error}") from None
+    return from_plain(cls, plain)
+
+
+def from_plain(cls: type[T], plain: JSON) -> T:
+    """The ``cls`` that the JSON value ``plain`` holds.
+
+    Raises:
+        MalformedMessage: unknown or missing fields, a value of another type.
+    """
+    return typing.cast(T, _convert(cls, plain, cls.__name__))
+
+
+@functools.cache
+def _fields(cls: type[Any]) -> dict[str, tuple[Any, bool]]:
+    hints = typing.get_type_hints(cls)
+    return {
+        f.name: (
+            hints[f.name],
+            f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING,
+        )
+        for f in dataclasses.fields(cls)
+    }
+
+
+def _convert(kind: Any, plain: JSON, where: str) -> Any:
+    if kind is Any:
+        return plain
+    if kind == Record:
+        return _convert_record(plain, where)
+    origin = typing.get_origin(kind)
+    if origin is None:
+        return _convert_plain_type(kind, plain, where)
+    arguments = typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if plain is None and type(None) in arguments:
+            return None
+        [inner] = [a for a in arguments if a is not type(None)]
+        return _convert(inner, plain, where)
+    if origin is Literal:
+        if plain not in arguments:
+            raise MalformedMessage(f"{where} is {plain!r}")
+        return plain
+    if origin is tuple:
+        return _convert_tuple(arguments, plain, where)
+    if origin is dict:
+        if not isinstance(plain, dict):
+            raise MalformedMessage(f"{where} is not an object")
+        return {str(k): _convert(arguments[1], v, f"{where}.{k}") for k, v in plain.items()}
+    raise TypeError(f"{where}: no codec for {kind}")
+
+
+def _convert_tuple(arguments: tuple[Any, ...], plain: JSON, where: str) -> tuple[Any, ...]:
+    if not isinstance(plain, list):
+        raise MalformedMessage(f"{where} is not an array")
+    if len(arguments) == 2 and arguments[1] is Ellipsis:
+        return tuple(_convert(arguments[0], item, where) for item in plain)
+    if len(plain) != len(arguments):
+        raise MalformedMessage(f"{where} has {len(plain)} items")
+    return tuple(_convert(kind, item, where) for kind, item in zip(arguments, plain, strict=True))
+
+
+def _convert_record(plain: JSON, where: str) -> Any:
+    if not isinstance(plain, dict) or plain.get("type") not in _RECORDS:
+        raise MalformedMessage(f"{where} is not a record")
+    rest = {key: value for key, value in plain.items() if key != "type"}
+    return _convert(_RECORDS[plain["type"]], rest, plain["type"])
+
+
+def _convert_plain_type(kind: Any, plain: JSON, where: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(plain, dict):
+            raise MalformedMessage(f"{where} is not an object")
+        fields = _fields(typing.cast(type[Any], kind))
+        if unknown := plain.keys() - fields.keys():
+            raise MalformedMessage(f"{where} has unknown fields {sorted(unknown)}")
+        missing = {name for name, (_, needed) in fields.items() if needed} - plain.keys()
+        if missing:
+            raise MalformedMessage(f"{where} lacks {sorted(missing)}")
+        return typing.cast(type[Any], kind)(
+            **{
+                name: _convert(fields[name][0], value, f"{where}.{name}")
+                for name, value in plain.items()
+            }
+        )
+    if kind is float and isinstance(plain, int) and not isinstance(plain, bool):
+        return float(plain)
+    if not isinstance(plain, kind) or (isinstance(plain, bool) and kind is not bool):
+        raise MalformedMessage(f"{where} is {type(plain).__name__}, not {kind.__name__}")
+    return plain

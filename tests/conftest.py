@@ -1,0 +1,63 @@
+"""What every test gets: a Redis on request, and proof that nothing was left running."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.redis_server import RedisServer
+
+MARK = "BALSAM_TEST_RUN"
+
+
+def _marked(value: str) -> dict[int, str]:
+    """Living processes, this one aside, that carry the mark of this run."""
+    wanted = f"{MARK}={value}".encode()
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            if wanted in (entry / "environ").read_bytes().split(b"\0"):
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ")
+                found[int(entry.name)] = command.decode(errors="replace")
+        except (FileNotFoundError, PermissionError, ProcessLookupError):
+            continue  # it ended, or it is not ours
+    return found
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left_running() -> Iterator[None]:
+    """Every test stops what it started: a run leaves no process behind."""
+    value = secrets.token_hex(8)
+    os.environ[MARK] = value
+    yield
+    left = _marked(value)
+    assert not left, f"processes left running: {left}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def home_of_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Sites of tests keep their local state in a temporary directory."""
+    before = {name: os.environ.get(name) for name in ("XDG_STATE_HOME", "BALSAM_SITE")}
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+    os.environ.pop("BALSAM_SITE", None)
+    yield
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """One Redis for the whole run; tests use their own key prefixes."""
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.stop()
