@@ -44,9 +44,7 @@ def _seconds(value: object) -> int | None:
     if not text or parts is None:
         return None
     return sum(
-        int(part) * unit
-        for part, unit in zip(parts.groups(), _UNITS.values(), strict=True)
-        if part
+        int(part) * unit for part, unit in zip(parts.groups(), _UNITS.values(), strict=True) if part
     )
 
 

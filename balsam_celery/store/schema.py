@@ -19,9 +19,13 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    TypeDecorator,
     text,
 )
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.engine import Dialect
+
+from balsam_celery.store.plaintext import clean_text
 
 metadata = MetaData(
     naming_convention={
@@ -32,10 +36,22 @@ metadata = MetaData(
     }
 )
 
-#: JSON on SQLite, JSONB on PostgreSQL.
-Json = JSON().with_variant(postgresql.JSONB(), "postgresql")
+#: JSON on SQLite, JSONB on PostgreSQL; ``None`` is NULL.
+Json = JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
 #: Autoincrementing key: SQLite gives one only to INTEGER.
 Key = BigInteger().with_variant(Integer, "sqlite")
+
+
+class CleanText(TypeDecorator[str]):
+    """Text that may come from a program's output: what a database would refuse is replaced."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        """``value`` as it is stored."""
+        return None if value is None else clean_text(value)
+
 
 #: What a site must remember of itself: ``host`` it runs on, ``id``, ``created``.
 site = Table(
@@ -100,11 +116,11 @@ task = Table(
     Column("failures", Integer, nullable=False),  # attempts that count against max_retries
     Column("waiting_on", Integer, nullable=False),
     Column("kill_requested", Double),  # when; cleared by retry
-    Column("kill_reason", Text, nullable=False, server_default=""),
+    Column("kill_reason", CleanText, nullable=False, server_default=""),
     Column("pilot", String(64)),
     Column("shares", Json),  # list of NodeShare while on a pilot
     Column("work_dir", Text),
-    Column("reason", Text, nullable=False, server_default=""),
+    Column("reason", CleanText, nullable=False, server_default=""),
     Column("result", Json),  # JSON that get() returns, or what the error carries
     Column("created", Double, nullable=False),
     Column("changed", Double, nullable=False),
@@ -113,13 +129,14 @@ task = Table(
 # SQLite uses a partial index only for a query whose WHERE holds the same literals.
 PLACEABLE_SQL = "state IN ('PREPROCESSED', 'RESTART_READY')"
 ON_PILOT_SQL = "state IN ('DISPATCHED', 'RUNNING')"
+KILL_SQL = "kill_requested IS NOT NULL AND state NOT IN ('JOB_FINISHED', 'FAILED', 'USER_KILLED')"
 PENDING_STEP_SQL = "state IN ('READY', 'STAGED_IN', 'RUN_DONE', 'RUN_ERROR', 'RUN_TIMEOUT')"
 for _name, _columns, _where in (
     ("ix_task_placeable", (task.c.priority.desc(), task.c.num_nodes.desc(), task.c.created),
      PLACEABLE_SQL),
     ("ix_task_on_pilot", (task.c.pilot,), ON_PILOT_SQL),
     ("ix_task_pending_step", (task.c.state, task.c.changed), PENDING_STEP_SQL),
-    ("ix_task_kill_requested", (task.c.kill_requested,), "kill_requested IS NOT NULL"),
+    ("ix_task_kill_requested", (task.c.kill_requested,), KILL_SQL),
 ):  # fmt: skip
     Index(_name, *_columns, sqlite_where=text(_where), postgresql_where=text(_where))
 Index("ix_task_state_created", task.c.state, task.c.created)
@@ -165,9 +182,9 @@ attempt = Table(
     Column("user_time", Double),
     Column("system_time", Double),
     Column("max_memory", BigInteger),
-    Column("stdout_tail", Text),
-    Column("stderr_tail", Text),
-    Column("reason", Text, nullable=False, server_default=""),
+    Column("stdout_tail", CleanText),
+    Column("stderr_tail", CleanText),
+    Column("reason", CleanText, nullable=False, server_default=""),
 )
 Index("ix_attempt_pilot", attempt.c.pilot)
 
@@ -180,7 +197,7 @@ event = Table(
     Column("to_state", String(20), nullable=False),
     Column("time", Double, nullable=False),
     Column("who", String(200), nullable=False),
-    Column("message", Text, nullable=False),
+    Column("message", CleanText, nullable=False),
 )
 Index("ix_event_task", event.c.task, event.c.id)
 
@@ -199,7 +216,7 @@ allocation = Table(
     Column("submitted", Double),
     Column("started", Double),
     Column("ended", Double),
-    Column("reason", Text, nullable=False, server_default=""),
+    Column("reason", CleanText, nullable=False, server_default=""),
     Column("run_dir", Text, nullable=False),
 )
 Index("ix_allocation_state", allocation.c.state)
@@ -218,7 +235,7 @@ pilot = Table(
     Column("end_time", Double, nullable=False),
     Column("ended", Double),
     Column("idle_since", Double),
-    Column("reason", Text, nullable=False, server_default=""),
+    Column("reason", CleanText, nullable=False, server_default=""),
 )
 Index("ix_pilot_allocation", pilot.c.allocation)
 Index("ix_pilot_state", pilot.c.state)

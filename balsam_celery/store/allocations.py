@@ -1,0 +1,200 @@
+"""Allocations and pilots; every change is guarded by the state it starts from (R1)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, TypeVar
+
+from sqlalchemy import ColumnElement, Connection, RowMapping, Table, insert, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from balsam_celery.errors import InvalidInput, NotFound
+from balsam_celery.store import schema
+from balsam_celery.store.rows import AllocationRow, AllocationState, PilotRow, PilotState
+from balsam_celery.store.sql import starts_with
+from balsam_celery.store.transitions import IllegalTransition
+
+#: Allocations that the scheduler may still run.
+LIVE_ALLOCATIONS = (AllocationState.REQUESTED, AllocationState.QUEUED, AllocationState.RUNNING)
+#: Pilots that may still hold tasks.
+LIVE_PILOTS = (PilotState.LIVE, PilotState.DRAINING)
+
+_A, _P = AllocationState, PilotState
+#: The scheduler may tell of an allocation late, so states may be skipped, but never gone back to.
+NEXT_ALLOCATION: dict[AllocationState, frozenset[AllocationState]] = {
+    _A.REQUESTED: frozenset({_A.QUEUED, _A.RUNNING, _A.ENDED, _A.FAILED}),
+    _A.QUEUED: frozenset({_A.RUNNING, _A.ENDED, _A.FAILED}),
+    _A.RUNNING: frozenset({_A.ENDED}),
+    _A.ENDED: frozenset(),
+    _A.FAILED: frozenset(),
+}
+NEXT_PILOT: dict[PilotState, frozenset[PilotState]] = {
+    _P.LIVE: frozenset({_P.DRAINING, _P.ENDED}),
+    _P.DRAINING: frozenset({_P.ENDED}),
+    _P.ENDED: frozenset(),
+}
+
+
+def insert_allocation(
+    conn: Connection,
+    *,
+    id: str,
+    queue: str,
+    nodes: int,
+    wall_time: int,
+    run_dir: str,
+    now: float,
+) -> None:
+    """A new allocation, REQUESTED; ``wall_time`` in seconds."""
+    row = {
+        "id": id,
+        "queue": queue,
+        "nodes": nodes,
+        "wall_time": wall_time,
+        "state": AllocationState.REQUESTED.value,
+        "created": now,
+        "run_dir": run_dir,
+    }
+    conn.execute(insert(schema.allocation), [row])
+
+
+def update_allocation(
+    conn: Connection, id: str, states: Collection[AllocationState], **values: Any
+) -> bool:
+    """Set columns of an allocation that is in one of ``states``; tell whether it was.
+
+    Raises:
+        IllegalTransition: ``values["state"]`` cannot follow one of ``states``.
+    """
+    if "state" in values:
+        target = AllocationState(values["state"])
+        _check_next(id, NEXT_ALLOCATION, [AllocationState(state) for state in states], target)
+    return _update(conn, schema.allocation, id, states, values)
+
+
+def get_allocation(conn: Connection, id: str) -> AllocationRow:
+    """The allocation of that id, or the only one whose id starts so or whose native id it is.
+
+    Raises:
+        NotFound: there is none.
+        InvalidInput: the prefix fits several.
+    """
+    table = schema.allocation
+    row = _one(conn, table, "allocation", id, or_(table.c.id == id, table.c.native_id == id))
+    return AllocationRow.of(row)
+
+
+def list_allocations(
+    conn: Connection, states: Collection[AllocationState] | None = None
+) -> list[AllocationRow]:
+    """Allocations (in one of ``states``), oldest first."""
+    table = schema.allocation
+    query = select(table).order_by(table.c.created, table.c.id)
+    if states is not None:
+        query = query.where(table.c.state.in_(list(states)))
+    return [AllocationRow.of(row) for row in conn.execute(query).mappings()]
+
+
+def insert_pilot(
+    conn: Connection,
+    *,
+    id: str,
+    allocation: str,
+    host: str,
+    pid: int,
+    nodes: Sequence[dict[str, Any]],
+    end_time: float,
+    now: float,
+) -> bool:
+    """A pilot that registered, LIVE; tell whether it is new (a registration may come twice).
+
+    ``nodes``: plain ``resources.NodeCapacity`` values.
+    """
+    table = schema.pilot
+    dialect = sqlite if conn.dialect.name == "sqlite" else postgresql
+    row = {
+        "id": id,
+        "allocation": allocation,
+        "state": PilotState.LIVE.value,
+        "host": host,
+        "pid": pid,
+        "nodes": list(nodes),
+        "registered": now,
+        "heartbeat": now,
+        "end_time": end_time,
+    }
+    statement = dialect.insert(table).values(row).on_conflict_do_nothing().returning(table.c.id)
+    return conn.scalar(statement) is not None
+
+
+def update_pilot(conn: Connection, id: str, states: Collection[PilotState], **values: Any) -> bool:
+    """Set columns of a pilot that is in one of ``states``; tell whether it was.
+
+    Raises:
+        IllegalTransition: ``values["state"]`` cannot follow one of ``states``.
+    """
+    if "state" in values:
+        target = PilotState(values["state"])
+        _check_next(id, NEXT_PILOT, [PilotState(state) for state in states], target)
+    return _update(conn, schema.pilot, id, states, values)
+
+
+def get_pilot(conn: Connection, id: str) -> PilotRow:
+    """The pilot of that id, or the only one whose id starts so.
+
+    Raises:
+        NotFound: there is none.
+        InvalidInput: the prefix fits several.
+    """
+    table = schema.pilot
+    return PilotRow.of(_one(conn, table, "pilot", id, table.c.id == id))
+
+
+def list_pilots(
+    conn: Connection,
+    states: Collection[PilotState] | None = None,
+    *,
+    allocation: str | None = None,
+) -> list[PilotRow]:
+    """Pilots (in one of ``states``, of that allocation), oldest first."""
+    table = schema.pilot
+    query = select(table).order_by(table.c.registered, table.c.id)
+    if states is not None:
+        query = query.where(table.c.state.in_(list(states)))
+    if allocation is not None:
+        query = query.where(table.c.allocation == allocation)
+    return [PilotRow.of(row) for row in conn.execute(query).mappings()]
+
+
+_S = TypeVar("_S", AllocationState, PilotState)
+
+
+def _check_next(
+    id: str, table: Mapping[_S, frozenset[_S]], sources: Collection[_S], target: _S
+) -> None:
+    for source in sources:
+        if target != source and target not in table[source]:
+            raise IllegalTransition(f"{id}: {source} -> {target}")
+
+
+def _update(
+    conn: Connection, table: Table, id: str, states: Collection[str], values: dict[str, Any]
+) -> bool:
+    condition = (table.c.id == id, table.c.state.in_(list(states)))
+    return conn.execute(update(table).where(*condition).values(values)).rowcount == 1
+
+
+def _one(
+    conn: Connection, table: Table, word: str, id: str, exact: ColumnElement[bool]
+) -> RowMapping:
+    row = conn.execute(select(table).where(exact)).mappings().first()
+    if row is not None:
+        return row
+    query = select(table).where(starts_with(conn, table.c.id, id)).order_by(table.c.id).limit(2)
+    found = conn.execute(query).mappings().all() if id else []
+    if not found:
+        raise NotFound(f"there is no {word} {id!r}: 'balsam allocations' lists them")
+    if len(found) > 1:
+        several = f"{found[0]['id']} and {found[1]['id']}"
+        raise InvalidInput(f"{word} {id!r} fits several, such as {several}: give more of it")
+    return found[0]

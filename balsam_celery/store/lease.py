@@ -1,0 +1,104 @@
+"""Leases: one leader of each kind at a time, by a row that expires.
+
+The time is ``store.clock``: with several hosts on one PostgreSQL their clocks must agree to well
+under the time to live.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import ColumnElement, Connection, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from balsam_celery.store import schema
+from balsam_celery.store.engine import Store
+
+
+def acquire(store: Store, name: str, holder: str, ttl: float) -> int | None:
+    """Take the lease if it is free, expired or ``holder``'s already.
+
+    Args:
+        store: the site's database.
+        name: what is led: ``"service"``, ``"beat"``.
+        holder: unique in the world and time: host, pid and start time.
+        ttl: seconds until it expires.
+
+    Returns:
+        The term, which grows with each change of holder; ``None`` while another holds it.
+    """
+    lease = schema.lease
+
+    def take(conn: Connection) -> int | None:
+        now = store.clock()
+        _make_row(conn, name)
+        query = select(lease).where(lease.c.name == name).with_for_update()
+        row = conn.execute(query).mappings().one()
+        is_own = row["holder"] == holder
+        if not is_own and row["expires"] > now:
+            return None
+        term: int = row["term"] if is_own else row["term"] + 1
+        conn.execute(
+            update(lease)
+            .where(lease.c.name == name)
+            .values(holder=holder, expires=now + ttl, term=term)
+        )
+        return term
+
+    return store.run(take)
+
+
+def renew(store: Store, name: str, holder: str, term: int, ttl: float) -> bool:
+    """Prolong a lease; ``False`` once another has taken it: stop leading at once.
+
+    A lease that expired and that nobody took is prolonged too.
+    """
+    lease = schema.lease
+
+    def prolong(conn: Connection) -> bool:
+        statement = update(lease).where(*_is(name, holder, term))
+        return conn.execute(statement.values(expires=store.clock() + ttl)).rowcount == 1
+
+    return store.run(prolong)
+
+
+def release(store: Store, name: str, holder: str, term: int) -> None:
+    """Give a lease up, so that another need not wait for its end; harmless when it is lost."""
+    lease = schema.lease
+
+    def give_up(conn: Connection) -> None:
+        # the row stays, so that the term goes on growing
+        conn.execute(update(lease).where(*_is(name, holder, term)).values(holder="", expires=0.0))
+
+    store.run(give_up)
+
+
+def holds(conn: Connection, name: str, holder: str, term: int) -> bool:
+    """Tell, inside a transaction, whether the lease is still the holder's.
+
+    A leader that asks this first in each transaction that it writes never writes after another
+    took over: on PostgreSQL the takeover waits for that transaction's end, on SQLite there is
+    one writer.
+    """
+    query = select(schema.lease.c.term).where(*_is(name, holder, term)).with_for_update(read=True)
+    return conn.scalar(query) is not None
+
+
+def holder(store: Store, name: str) -> tuple[str, float] | None:
+    """Who holds a lease and when it expires, ``None`` when nobody does."""
+    lease = schema.lease
+    with store.read() as conn:
+        row = conn.execute(select(lease).where(lease.c.name == name)).mappings().first()
+    if row is None or row["expires"] <= store.clock():
+        return None
+    return row["holder"], row["expires"]
+
+
+def _is(name: str, holder: str, term: int) -> tuple[ColumnElement[bool], ...]:
+    lease = schema.lease
+    return (lease.c.name == name, lease.c.holder == holder, lease.c.term == term)
+
+
+def _make_row(conn: Connection, name: str) -> None:
+    """A row that nobody holds, unless there is one; of two that make it at once, one does."""
+    dialect = sqlite if conn.dialect.name == "sqlite" else postgresql
+    row = {"name": name, "holder": "", "expires": 0.0, "term": 0}
+    conn.execute(dialect.insert(schema.lease).values(row).on_conflict_do_nothing())

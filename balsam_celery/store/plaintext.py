@@ -1,0 +1,53 @@
+"""Text and JSON that SQLite and PostgreSQL both take, whatever a program printed."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any
+
+_NUL_IN_JSON = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def clean_text(text: str) -> str:
+    """``text`` with NUL (which PostgreSQL refuses) and lone surrogates (which UTF-8 does) replaced.
+
+    Both can stand in a program's output.
+    """
+    if not text.isascii():
+        text = _SURROGATE.sub("\ufffd", text)
+    return text.replace("\x00", "\ufffd")
+
+
+def to_json(value: Any) -> str:
+    """JSON text of ``value``, cleaned like :func:`clean_text`.
+
+    NaN and infinities, which JSON and PostgreSQL lack, become null.
+    """
+    text = _ENCODER.encode(value if _is_finite(value) else _finite(value))
+    if "\\u0000" in text:
+        text = _NUL_IN_JSON.sub("\\1\ufffd", text)
+    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, dict):
+        return all(_is_finite(item) for item in value.values())
+    if isinstance(value, (list, tuple)):
+        return all(_is_finite(item) for item in value)
+    return True
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value

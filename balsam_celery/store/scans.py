@@ -1,0 +1,108 @@
+"""What the service looks for at every pass: by partial index, whatever the backlog.
+
+SQLite uses a partial index only for a query that holds the index's condition word for word, hence
+the literal conditions of ``store.schema`` here and no bound states; and even then it prefers
+``(state, created)`` and sorts the whole backlog, hence the hints.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Select, func, select, text
+
+from balsam_celery.store import schema
+from balsam_celery.store.queries import read_tasks
+from balsam_celery.store.rows import TaskRow
+
+
+@dataclass(frozen=True, slots=True)
+class BacklogShape:
+    """Waiting tasks of one shape: what packing needs to know of them.
+
+    Attributes:
+        count: how many; ``oldest`` is when the first of them was created.
+    """
+
+    num_nodes: int
+    ranks_per_node: int
+    threads_per_rank: int
+    threads_per_core: int
+    gpus_per_rank: float
+    node_packing_count: int | None
+    wall_time: int
+    count: int
+    oldest: float
+
+
+def placeable(conn: Connection, *, now: float, limit: int) -> list[TaskRow]:
+    """Tasks that wait for slots and may start at ``now``: by priority, then widest, then oldest."""
+    task = schema.task
+    query = (
+        by_index(select(task), "ix_task_placeable")
+        .where(text(schema.PLACEABLE_SQL), task.c.not_before <= now)
+        .order_by(task.c.priority.desc(), task.c.num_nodes.desc(), task.c.created)
+        .limit(limit)
+    )
+    return read_tasks(conn, query)
+
+
+def backlog(conn: Connection, *, now: float) -> list[BacklogShape]:
+    """All tasks that wait for slots and may start at ``now``, counted by shape."""
+    task = schema.task
+    shape = (
+        task.c.num_nodes,
+        task.c.ranks_per_node,
+        task.c.threads_per_rank,
+        task.c.threads_per_core,
+        task.c.gpus_per_rank,
+        task.c.node_packing_count,
+        task.c.wall_time,
+    )
+    count, oldest = func.count().label("count"), func.min(task.c.created).label("oldest")
+    query = (
+        by_index(select(*shape, count, oldest), "ix_task_placeable")
+        .where(text(schema.PLACEABLE_SQL), task.c.not_before <= now)
+        .group_by(*shape)
+    )
+    return [BacklogShape(**row) for row in conn.execute(query).mappings()]
+
+
+def on_pilots(conn: Connection, pilot: str | None = None) -> list[TaskRow]:
+    """Tasks DISPATCHED or RUNNING, on one pilot or on any."""
+    task = schema.task
+    query = by_index(select(task), "ix_task_on_pilot").where(text(schema.ON_PILOT_SQL))
+    if pilot is not None:
+        query = query.where(task.c.pilot == pilot)
+    return read_tasks(conn, query)
+
+
+def pending_steps(conn: Connection, *, limit: int) -> list[TaskRow]:
+    """Tasks between states that the service or the transitions worker moves on, oldest change
+    first: READY, STAGED_IN, RUN_DONE, RUN_ERROR, RUN_TIMEOUT."""
+    task = schema.task
+    query = (
+        by_index(select(task), "ix_task_pending_step")
+        .where(text(schema.PENDING_STEP_SQL))
+        .order_by(task.c.changed)
+        .limit(limit)
+    )
+    return read_tasks(conn, query)
+
+
+def kills_requested(conn: Connection, *, limit: int) -> list[TaskRow]:
+    """Tasks that are to be killed and are not final, oldest request first."""
+    task = schema.task
+    query = (
+        by_index(select(task), "ix_task_kill_requested")
+        .where(text(schema.KILL_SQL))
+        .order_by(task.c.kill_requested)
+        .limit(limit)
+    )
+    return read_tasks(conn, query)
+
+
+def by_index(query: Select[Any], index: str) -> Select[Any]:
+    """``query``, which SQLite answers by ``index`` or not at all; PostgreSQL finds it by itself."""
+    return query.with_hint(schema.task, f"INDEXED BY {index}", "sqlite")

@@ -1,0 +1,131 @@
+"""Pruning and removing: only what is over, with everything that hangs on it."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import func, insert, select
+
+from balsam_celery.errors import InvalidInput, NotFound
+from balsam_celery.states import State
+from balsam_celery.store import effects, schema
+from balsam_celery.store.effects import NewEffect
+from balsam_celery.store.engine import Store
+from balsam_celery.store.prune import Removed, prune, remove
+from balsam_celery.store.queries import TaskFilter, select_ids
+from balsam_celery.store.rows import EffectKind
+from tests.store.making import SUCCESS, add, program, walk
+
+S = State
+
+
+def finish(store: Store, *ids: str, at: float) -> None:
+    for id in ids:
+        walk(store, id, SUCCESS, now=at, work_dir=f"/run/{id}")
+
+
+def finish_child(store: Store, id: str, at: float) -> None:
+    walk(store, id, [S.AWAITING_PARENTS, S.READY, *SUCCESS], now=at)
+
+
+def prune_all(store: Store, older_than: float) -> list[str]:
+    return sorted(row.id for row in store.run(lambda conn: prune(conn, older_than)))
+
+
+def left(store: Store) -> list[str]:
+    with store.read() as conn:
+        return sorted(select_ids(conn, TaskFilter()))
+
+
+def test_old_final_tasks_go_with_everything_that_hangs_on_them(store: Store) -> None:
+    add(store, program("old-1", tags=["x"]), program("young"), program("waits"))
+    finish(store, "old-1", at=100.0)
+    finish(store, "young", at=500.0)
+    with store.write() as conn:
+        row = {"task": "old-1", "number": 1, "nodes": [], "argv": [], "dispatched": 50.0}
+        conn.execute(insert(schema.attempt), [row])
+    assert store.run(lambda conn: prune(conn, 500.0)) == [Removed("old-1", "/run/old-1")]
+    assert left(store) == ["waits", "young"]
+    with store.read() as conn:
+        for table in (schema.attempt, schema.tag, schema.event):
+            count = select(func.count()).select_from(table).where(table.c.task == "old-1")
+            assert conn.scalar(count) == 0
+
+
+def test_workflow_stays_while_any_of_it_is_not_over(store: Store) -> None:
+    # two chains that share nothing, and one that meets the first only through "join"
+    add(
+        store,
+        program("a1"),
+        program("a2", parents=["a1"]),
+        program("b1"),
+        program("join", parents=["a2", "b1"]),
+        program("c1"),
+        program("c2", parents=["c1"]),
+    )
+    finish(store, "a1", "b1", "c1", at=100.0)
+    finish_child(store, "a2", 100.0)
+    finish_child(store, "c2", 100.0)
+    assert prune_all(store, 200.0) == ["c1", "c2"]
+    assert left(store) == ["a1", "a2", "b1", "join"]
+    finish_child(store, "join", 300.0)
+    assert prune_all(store, 200.0) == []  # it is over, but young
+    assert prune_all(store, 301.0) == ["a1", "a2", "b1", "join"]
+
+
+def test_task_with_an_effect_to_perform_stays(store: Store) -> None:
+    add(store, program("task-1"))
+    finish(store, "task-1", at=100.0)
+    with store.write() as conn:
+        effects.add(conn, [NewEffect("task-1", EffectKind.RESULT, {})], now=1.0)
+    assert prune_all(store, 200.0) == []
+    with store.write() as conn:
+        effects.done(conn, [row.id for row in effects.due(conn, 10.0, 10)])
+    assert prune_all(store, 200.0) == ["task-1"]
+
+
+def test_prune_goes_on_in_portions(store: Store) -> None:
+    ids = [f"task-{i}" for i in range(7)]
+    add(store, *(program(id) for id in ids))
+    finish(store, *ids, at=100.0)
+    sizes = [len(store.run(lambda conn: prune(conn, 200.0, limit=3))) for _ in range(4)]
+    assert sizes == [3, 3, 1, 0]
+
+
+def test_prune_of_a_large_workflow(store: Store) -> None:
+    number = 3000
+    tasks = [program(f"head-{i}") for i in range(number)]
+    body = program("body-1", parents=[task.id for task in tasks])
+    add(store, *tasks, body)
+    for task in tasks[:5]:
+        finish(store, task.id, at=100.0)
+    assert prune_all(store, 200.0) == []
+
+
+def test_remove(store: Store) -> None:
+    add(store, program("task-1"), program("task-2"), program("task-3"))
+    finish(store, "task-1", "task-2", at=100.0)
+    with store.write() as conn:
+        effects.add(conn, [NewEffect("task-1", EffectKind.RESULT, {})], now=1.0)
+        assert remove(conn, []) == []
+        assert {row.id for row in remove(conn, ["task-1", "task-2"])} == {"task-1", "task-2"}
+        assert effects.count(conn) == 0
+    assert left(store) == ["task-3"]
+
+
+def test_remove_is_all_or_none(store: Store) -> None:
+    add(store, program("task-1"), program("task-2"))
+    finish(store, "task-1", at=100.0)
+    for ids, error, said in (
+        (["task-1", "task-2"], InvalidInput, "task-2 is PREPROCESSED: kill it first"),
+        (["task-1", "nobody"], NotFound, "nobody"),
+    ):
+        with pytest.raises(error, match=said), store.write() as conn:
+            remove(conn, ids)
+    assert left(store) == ["task-1", "task-2"]
+
+
+def test_parent_of_a_waiting_child_is_not_removed(store: Store) -> None:
+    add(store, program("task-1"), program("child1", parents=["task-1"]))
+    finish(store, "task-1", at=100.0)
+    with pytest.raises(InvalidInput, match="still needed by child1"), store.write() as conn:
+        remove(conn, ["task-1"])

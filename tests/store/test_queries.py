@@ -1,0 +1,187 @@
+"""Reading: filters, pages, prefixes, relatives; partial indexes are used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, event, insert, text
+
+from balsam_celery.errors import InvalidInput, NotFound
+from balsam_celery.states import State
+from balsam_celery.store import queries, scans, schema
+from balsam_celery.store.engine import Store
+from balsam_celery.store.queries import TaskFilter
+from tests.store.making import SUCCESS, add, program, task, walk
+
+S = State
+
+
+@pytest.fixture
+def filled(store: Store) -> Store:
+    add(store, program("early1", name="relax_1", workflow="water", tags=["a"]), now=100.0)
+    add(store, program("middle", name="Relax_2", workflow="water", tags=["a", "b"]), now=200.0)
+    add(store, program("later1", name="[x]*%?", workflow="ice", kind="celery"), now=300.0)
+    walk(store, "early1", SUCCESS, now=400.0)
+    return store
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        (TaskFilter(), ["early1", "middle", "later1"]),
+        (TaskFilter(ids=("middle", "none-such")), ["middle"]),
+        (TaskFilter(ids=()), []),
+        (TaskFilter(name="relax*"), ["early1"]),  # case counts
+        (TaskFilter(name="?elax_?"), ["early1", "middle"]),
+        (TaskFilter(name="relax_1"), ["early1"]),
+        (TaskFilter(name="relax%"), []),
+        (TaskFilter(name="[x]*"), ["later1"]),
+        (TaskFilter(name="*%?"), ["later1"]),
+        (TaskFilter(workflow="water"), ["early1", "middle"]),
+        (TaskFilter(tags=("a",)), ["early1", "middle"]),
+        (TaskFilter(tags=("a", "b")), ["middle"]),
+        (TaskFilter(tags=("a", "c")), []),
+        (TaskFilter(states=(S.JOB_FINISHED, S.READY)), ["early1", "later1"]),
+        (TaskFilter(kind="celery"), ["later1"]),
+        (TaskFilter(application="Relax_2"), ["middle"]),
+        (TaskFilter(created_after=200.0), ["middle", "later1"]),
+        (TaskFilter(created_before=200.0), ["early1"]),
+        (TaskFilter(finished_after=400.0), ["early1"]),
+        (TaskFilter(finished_before=400.0), []),
+        (TaskFilter(workflow="water", states=(S.PREPROCESSED,), tags=("b",)), ["middle"]),
+    ],
+)
+def test_filter(filled: Store, wanted: TaskFilter, found: list[str]) -> None:
+    with filled.read() as conn:
+        rows = queries.select_tasks(conn, wanted, limit=10)
+        assert [row.id for row in rows] == found
+        assert queries.select_ids(conn, wanted) == found
+        assert sum(queries.count_tasks(conn, wanted).values()) == len(found)
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+def test_pages_hold_each_task_once(store: Store, newest_first: bool) -> None:
+    # several created at the very same time, so that the cursor must look at the id too
+    for batch in range(5):
+        for index in range(5):
+            add(store, program(f"task-{batch}-{index}"), now=100.0 * batch)
+    with store.read() as conn:
+        whole = queries.select_tasks(conn, TaskFilter(), limit=100, newest_first=newest_first)
+        seen, after = [], None
+        while True:
+            page = queries.select_tasks(
+                conn, TaskFilter(), limit=4, after=after, newest_first=newest_first
+            )
+            seen += page
+            if len(page) < 4:
+                break
+            after = queries.cursor(page[-1])
+    assert seen == whole
+    assert len({row.id for row in seen}) == 25
+
+
+def test_task_by_id_or_prefix(filled: Store) -> None:
+    add(filled, program("6f1e2d3c-aaaa"), program("6f1e2d3c-bbbb"), program("short"))
+    assert task(filled, "early1").name == "relax_1"
+    assert task(filled, "short").id == "short"
+    assert task(filled, "6f1e2d3c-a").id == "6f1e2d3c-aaaa"
+    with pytest.raises(InvalidInput, match="6f1e2d3c-aaaa and 6f1e2d3c-bbbb"):
+        task(filled, "6f1e2d3c")
+    for wrong in ("6f1e2", "nobody-of-that-id", "", "******", "______", "[6]f1e2d3c-a"):
+        with pytest.raises(NotFound, match="there is no task"):
+            task(filled, wrong)
+
+
+def test_find_tasks_leaves_out_what_does_not_exist(filled: Store) -> None:
+    with filled.read() as conn:
+        assert set(queries.find_tasks(conn, ["middle", "nobody", "early1"])) == {"middle", "early1"}
+        assert queries.find_tasks(conn, []) == {}
+
+
+def test_descendants_of_a_diamond(store: Store) -> None:
+    add(
+        store,
+        program("top"),
+        program("left", parents=["top"]),
+        program("right", parents=["top"]),
+        program("bottom", parents=["left", "right"]),
+        program("alone"),
+    )
+    with store.read() as conn:
+        assert sorted(queries.descendants(conn, ["top"])) == ["bottom", "left", "right"]
+        assert sorted(queries.descendants(conn, ["left", "right"])) == ["bottom"]
+        assert queries.descendants(conn, ["bottom", "alone"]) == []
+        assert queries.descendants(conn, []) == []
+
+
+def test_attempts_and_the_last_of_each(store: Store) -> None:
+    add(store, program("task-1"), program("task-2"))
+    walk(store, "task-1", [S.PREPROCESSED, S.DISPATCHED], attempt=2)
+    rows = [
+        {"task": "task-1", "number": n, "nodes": [], "argv": ["x"], "dispatched": 100.0 + n}
+        for n in (2, 1)
+    ]
+    with store.write() as conn:
+        conn.execute(insert(schema.attempt), rows)
+    with store.read() as conn:
+        assert [row.number for row in queries.attempts(conn, "task-1")] == [1, 2]
+        assert queries.attempts(conn, "task-2") == []
+        last = queries.last_attempts(conn, ["task-1", "task-2"])
+    assert {id: row.number for id, row in last.items()} == {"task-1": 2}
+
+
+def test_scans_find_what_the_service_looks_for(store: Store) -> None:
+    add(
+        store,
+        program("narrow"),
+        program("wide-1", num_nodes=4),
+        program("urgent", priority=5),
+        program("future", not_before=5000.0),
+        program("step-1", kind="celery"),
+        program("placed"),
+        program("killed"),
+    )
+    walk(store, "placed", SUCCESS[:3], pilot="pilot-1")
+    with store.write() as conn:
+        conn.execute(text("UPDATE task SET kill_requested = 7 WHERE id IN ('placed', 'killed')"))
+    walk(store, "killed", [S.PREPROCESSED, S.USER_KILLED])
+    with store.read() as conn:
+        waiting = scans.placeable(conn, now=1000.0, limit=10)
+        assert [row.id for row in waiting] == ["urgent", "wide-1", "narrow"]
+        assert [row.id for row in scans.placeable(conn, now=1000.0, limit=1)] == ["urgent"]
+        shapes = {row.num_nodes: row.count for row in scans.backlog(conn, now=6000.0)}
+        assert shapes == {1: 3, 4: 1}
+        assert [row.id for row in scans.on_pilots(conn)] == ["placed"]
+        assert [row.id for row in scans.on_pilots(conn, "pilot-2")] == []
+        assert [row.id for row in scans.pending_steps(conn, limit=10)] == ["step-1"]
+        assert [row.id for row in scans.kills_requested(conn, limit=10)] == ["placed"]
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(
+    ("query", "index"),
+    [
+        (lambda conn: scans.placeable(conn, now=1.0, limit=10), "ix_task_placeable"),
+        (lambda conn: scans.backlog(conn, now=1.0), "ix_task_placeable"),
+        (lambda conn: scans.on_pilots(conn, "p"), "ix_task_on_pilot"),
+        (lambda conn: scans.pending_steps(conn, limit=10), "ix_task_pending_step"),
+        (lambda conn: scans.kills_requested(conn, limit=10), "ix_task_kill_requested"),
+    ],
+    ids=["placeable", "backlog", "on_pilots", "pending_steps", "kills"],
+)
+def test_sqlite_uses_the_partial_index(
+    store: Store, query: Callable[[Connection], object], index: str
+) -> None:
+    said: list[tuple[str, Any]] = []
+
+    def listen(_conn: object, _cursor: object, statement: str, parameters: Any, *_: object) -> None:
+        said.append((statement, parameters))
+
+    event.listen(store.engine, "before_cursor_execute", listen)
+    with store.read() as conn:
+        query(conn)
+        statement, parameters = next(one for one in said if one[0].startswith("SELECT"))
+        plan = conn.exec_driver_sql("EXPLAIN QUERY PLAN " + statement, parameters).all()
+    assert index in str(plan)
