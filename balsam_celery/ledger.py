@@ -171,15 +171,17 @@ class PilotFree:
         draining: nothing may start in it.
         nodes: its nodes, in its order.
         holdings: what runs, by (task id, attempt).
+        free_nodes: places of nodes on which nothing runs and something may, as a bit set.
     """
 
     __slots__ = (
         "_buckets",
-        "_free",
+        "_kinds",
         "_on_node",
         "_places",
         "deadline",
         "draining",
+        "free_nodes",
         "holdings",
         "id",
         "nodes",
@@ -196,13 +198,18 @@ class PilotFree:
         self._places = {node.capacity.name: place for place, node in enumerate(self.nodes)}
         #: places of nodes by their number of free cores, as bit sets: cheap to copy and to scan
         self._buckets: dict[int, int] = {}
-        #: places of nodes on which nothing runs, as a bit set
-        self._free = (1 << len(self.nodes)) - 1
+        self.free_nodes = (1 << len(self.nodes)) - 1
+        #: places of nodes by number of cores and GPUs, as bit sets
+        self._kinds: dict[tuple[int, int], int] = {}
         #: keys of ``holdings`` by place
         self._on_node: dict[int, tuple[tuple[str, int], ...]] = {}
         for place, node in enumerate(self.nodes):
             count = len(node.cores)
             self._buckets[count] = self._buckets.get(count, 0) | 1 << place
+            kind = (count, len(node.gpus))
+            self._kinds[kind] = self._kinds.get(kind, 0) | 1 << place
+            if node.capacity.lost:
+                self.lose(node.capacity.name)
 
     def copy(self) -> PilotFree:
         """One that may be changed without changing this one."""
@@ -212,7 +219,7 @@ class PilotFree:
         other.holdings = self.holdings.copy()
         other._places = self._places
         other._buckets = self._buckets.copy()
-        other._free = self._free
+        other.free_nodes, other._kinds = self.free_nodes, self._kinds
         other._on_node = self._on_node.copy()
         return other
 
@@ -227,19 +234,26 @@ class PilotFree:
     def best_fit(self, cores: int) -> Iterable[int]:
         """Places of nodes with ``cores`` free or more, those with the fewest free first."""
         for count in sorted(count for count in self._buckets if count >= cores):
-            yield from _members(self._buckets[count])
+            yield from members(self._buckets[count])
 
-    def free_nodes(self) -> list[int]:
-        """Places of nodes on which nothing runs, ascending."""
-        return list(_members(self._free))
+    def suiting(self, wanted: Resources) -> int:
+        """Places of nodes that could hold a task of ``wanted`` if nothing ran, as a bit set."""
+        found = 0
+        for places in self._kinds.values():
+            capacity = self.nodes[next(members(places))].capacity
+            if NodeFree.of(capacity).share(wanted) is not None:
+                found |= places
+        return found
 
     def take(self, holding: Holding) -> None:
         """Give ``holding`` its shares.
 
         Raises:
-            ValueError: some of it is not free.
+            ValueError: some of it is not free, or the attempt holds something here already.
         """
         key = (holding.id, holding.attempt)
+        if key in self.holdings:
+            raise ValueError(f"attempt {holding.attempt} of {holding.id} is given slots twice")
         changed = {
             self._places[share.node]: self.nodes[self._places[share.node]].with_taken(
                 share, holding.packing, holding.is_gang
@@ -270,11 +284,12 @@ class PilotFree:
         if before != after:
             self._buckets[before] &= ~bit
             self._buckets[after] = self._buckets.get(after, 0) | bit
-        self._free = self._free | bit if node.is_free else self._free & ~bit
+        self.free_nodes = self.free_nodes | bit if node.is_free else self.free_nodes & ~bit
         self.nodes[place] = node
 
 
-def _members(places: int) -> Iterator[int]:
+def members(places: int) -> Iterator[int]:
+    """The places in a bit set, ascending."""
     while places:
         lowest = places & -places
         yield lowest.bit_length() - 1
@@ -329,7 +344,8 @@ class Ledger:
         """With ``holdings`` given out in the pilot (used when it is built again from SQL).
 
         Raises:
-            ValueError: some of it is not free, or the pilot has no such node.
+            ValueError: some of it is not free, an attempt stands there twice, or the pilot has
+                no such node.
         """
         changed = self.pilots[pilot].copy()
         for holding in holdings:

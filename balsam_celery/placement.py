@@ -10,11 +10,10 @@ reservation; the first task gets the pilot that suits it best.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from balsam_celery.ledger import Holding, Ledger, NodeFree, PilotFree
+from balsam_celery.ledger import Holding, Ledger, NodeFree, PilotFree, members
 from balsam_celery.resources import NodeShare, Resources
 
 
@@ -130,7 +129,8 @@ def fits_ever(pilot: PilotFree, candidate: Candidate, now: float) -> bool:
     """The task could start in the pilot if all that runs there ended now."""
     if pilot.draining or now + candidate.least_time > pilot.deadline:
         return False
-    fitting = sum(1 for node in pilot.nodes if _suits(node, candidate.resources))
+    suiting = members(pilot.suiting(candidate.resources))
+    fitting = sum(1 for place in suiting if not pilot.nodes[place].lost)
     return fitting >= candidate.resources.num_nodes
 
 
@@ -145,10 +145,6 @@ def _order(candidate: Candidate) -> tuple[int, int, int, float, float, str]:
         candidate.created,
         candidate.id,
     )
-
-
-def _suits(node: NodeFree, wanted: Resources) -> bool:
-    return not node.lost and NodeFree.of(node.capacity).share(wanted) is not None
 
 
 class _Pilots:
@@ -191,7 +187,7 @@ class _Pilots:
     def _take(self, pilot: PilotFree, places: Sequence[int], candidate: Candidate) -> Placement:
         wanted = candidate.resources
         shares = tuple(share for p in places if (share := pilot.nodes[p].share(wanted)) is not None)
-        until = min(self._now + candidate.limit, max(pilot.deadline, self._now))
+        until = min(self._now + candidate.limit, pilot.deadline)
         packing = wanted.node_packing_count
         pilot.take(Holding(candidate.id, candidate.attempt, shares, until, packing))
         held = self._held.get(pilot.id)
@@ -205,12 +201,10 @@ class _Pilots:
         wanted = candidate.resources
         held = self._held.get(pilot.id)
         if wanted.is_gang:
-            free = [
-                place
-                for place in pilot.free_nodes()
-                if self._allowed(held, pilot, place, candidate)
-                and pilot.nodes[place].share(wanted) is not None
-            ]
+            free = pilot.free_nodes & pilot.suiting(wanted)
+            for place in held.spare if held is not None else ():
+                if not self._allowed(held, pilot, place, candidate):
+                    free &= ~(1 << place)
             return compact(free, wanted.num_nodes)
         for place in pilot.best_fit(wanted.least_cores):
             if (
@@ -260,21 +254,24 @@ class _Pilots:
     def _earliest(self, pilot: PilotFree, candidate: Candidate) -> tuple[float, list[int]] | None:
         """When the task could start in the pilot at the latest, and on which nodes."""
         wanted = candidate.resources
+        suiting = pilot.suiting(wanted)
+        if self._now + candidate.least_time > pilot.deadline:
+            return None
         when = {
             place: start
-            for place, node in enumerate(pilot.nodes)
-            if (start := self._node_earliest(pilot, place, node, wanted)) is not None
+            for place in members(suiting if suiting.bit_count() >= wanted.num_nodes else 0)
+            if (start := self._node_earliest(pilot, place, wanted)) is not None
         }
         if len(when) < wanted.num_nodes:
             return None
         start = sorted(when.values())[wanted.num_nodes - 1]
-        places = compact([p for p in sorted(when) if when[p] <= start], wanted.num_nodes)
+        free_by_then = sum(1 << place for place, time in when.items() if time <= start)
+        places = compact(free_by_then, wanted.num_nodes)
         return None if places is None else (start, places)
 
-    def _node_earliest(
-        self, pilot: PilotFree, place: int, node: NodeFree, wanted: Resources
-    ) -> float | None:
-        if not _suits(node, wanted):
+    def _node_earliest(self, pilot: PilotFree, place: int, wanted: Resources) -> float | None:
+        node = pilot.nodes[place]
+        if node.lost:
             return None
         if node.share(wanted) is not None:
             return self._now
@@ -299,24 +296,31 @@ def _node_after(pilot: PilotFree, place: int, time: float) -> NodeFree:
     return node
 
 
-def compact(places: Sequence[int], count: int) -> list[int] | None:
-    """``count`` of the ascending ``places``, as near to each other as can be.
+def compact(places: int, count: int) -> list[int] | None:
+    """``count`` of ``places`` (a bit set), as near to each other as can be.
 
     Neighbours are taken from the shortest row that holds them, so that long rows stay whole.
     """
-    if len(places) < count:
+    if places.bit_count() < count:
         return None
-    best: tuple[int, float, int] | None = None
-    row_of: dict[int, int] = {}
-    row: list[int] = []
-    for place in (*places, -1):
-        if row and place != row[-1] + 1:
-            row_of.update(dict.fromkeys(row, len(row)))
-            row = []
-        row.append(place)
-    for first in range(len(places) - count + 1):
-        span = places[first + count - 1] - places[first]
-        room: float = row_of[places[first]] if span == count - 1 else math.inf
-        if best is None or (span, room, first) < best:
-            best = (span, room, first)
-    return list(places[best[2] : best[2] + count]) if best is not None else None
+    # a bit stays where it and the next ``count`` - 1 are all set
+    starts, length = places, 1
+    while length < count:
+        step = min(length, count - length)
+        starts &= starts >> step
+        length += step
+    rows = members(starts & ~(places << 1))
+    row = min(rows, key=lambda first: (_row_length(places >> first), first), default=None)
+    if row is not None:
+        return list(range(row, row + count))
+    spread = list(members(places))
+    _, first = min(
+        (spread[first + count - 1] - spread[first], first)
+        for first in range(len(spread) - count + 1)
+    )
+    return spread[first : first + count]
+
+
+def _row_length(places: int) -> int:
+    """How many of the lowest bits are set without a gap."""
+    return (~places & (places + 1)).bit_length() - 1

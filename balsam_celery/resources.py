@@ -89,6 +89,7 @@ class NodeCapacity:
         gpus: ids of its GPUs.
         memory: bytes, 0 when not known.
         pinned: the core ids are real and this node's alone, so programs may be bound to them.
+        lost: its worker does not stay alive; nothing may start on it any more.
     """
 
     name: str
@@ -96,6 +97,7 @@ class NodeCapacity:
     gpus: tuple[int, ...] = ()
     memory: int = 0
     pinned: bool = False
+    lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)

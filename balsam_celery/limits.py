@@ -1,0 +1,212 @@
+"""What the site's settings let an allocation be, and whether a task fits one.  Pure values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from balsam_celery.durations import format_duration
+from balsam_celery.ledger import NodeFree
+from balsam_celery.resources import NodeCapacity, Resources
+
+
+class QueueLimits(Protocol):
+    """What is read of ``[queues.NAME]``."""
+
+    @property
+    def min_nodes(self) -> int: ...
+    @property
+    def max_nodes(self) -> int: ...
+    @property
+    def min_wall_time(self) -> int: ...
+    @property
+    def max_wall_time(self) -> int: ...
+    @property
+    def max_queued(self) -> int: ...
+    @property
+    def max_running(self) -> int: ...
+
+
+class NodeLimits(Protocol):
+    """What is read of ``[local]``."""
+
+    @property
+    def nodes(self) -> int: ...
+    @property
+    def cores_per_node(self) -> int: ...
+    @property
+    def gpus_per_node(self) -> int: ...
+
+
+class SchedulerKind(Protocol):
+    """What is read of ``[scheduler]``."""
+
+    @property
+    def kind(self) -> str: ...
+
+
+class PilotMargins(Protocol):
+    """What is read of ``[pilot]``."""
+
+    @property
+    def startup_margin(self) -> int: ...
+    @property
+    def drain_margin(self) -> int: ...
+
+
+class GraceLimits(Protocol):
+    """What is read of ``[site]``."""
+
+    @property
+    def kill_grace(self) -> int: ...
+
+
+class PackingLimits(Protocol):
+    """What is read of ``[packing]``."""
+
+    @property
+    def max_allocations(self) -> int: ...
+
+
+class SiteLimits(Protocol):
+    """What is read of ``site.toml``; ``settings.Settings`` is one."""
+
+    @property
+    def site(self) -> GraceLimits: ...
+    @property
+    def scheduler(self) -> SchedulerKind: ...
+    @property
+    def local(self) -> NodeLimits: ...
+    @property
+    def queues(self) -> Mapping[str, QueueLimits]: ...
+    @property
+    def packing(self) -> PackingLimits: ...
+    @property
+    def pilot(self) -> PilotMargins: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A queue of the scheduler; times in seconds, limits inclusive.
+
+    Attributes:
+        node: what each of its nodes has.
+        max_queued, max_running: allocations of the site that may wait, or run, at once.
+    """
+
+    name: str
+    min_nodes: int
+    max_nodes: int
+    min_wall_time: int
+    max_wall_time: int
+    max_queued: int
+    max_running: int
+    node: NodeCapacity
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How the site packs; times in seconds.
+
+    Attributes:
+        max_allocations: allocations that may wait or run at once, over all queues.
+        startup_margin: from an allocation's start until its workers consume.
+        drain_margin: before its end the pilot stops what runs.
+        kill_grace: between TERM and KILL of a task whose limit is over.
+    """
+
+    max_allocations: int
+    startup_margin: int
+    drain_margin: int
+    kill_grace: int
+
+    def usable(self, wall_time: int) -> int:
+        """Seconds in which an allocation of ``wall_time`` can run tasks."""
+        return wall_time - self.startup_margin - self.drain_margin
+
+
+def per_node(wanted: Resources, node: NodeCapacity) -> int:
+    """Tasks of ``wanted`` that run at once on a node (a share of one that spans nodes: 1)."""
+    if wanted.is_gang:
+        return 0 if NodeFree.of(node).share(wanted) is None else 1
+    count, free = 0, NodeFree.of(node)
+    while (share := free.share(wanted)) is not None:
+        free = free.with_taken(share, wanted.node_packing_count, False)
+        count += 1
+    return count
+
+
+def at_once(wanted: Resources, nodes: int, node: NodeCapacity) -> int:
+    """Tasks of ``wanted`` that run at once on ``nodes`` nodes."""
+    return (nodes // wanted.num_nodes) * per_node(wanted, node)
+
+
+def queues_of(settings: SiteLimits) -> tuple[Queue, ...]:
+    """The queues of ``site.toml`` with what their nodes have."""
+    local = settings.local
+    machine = local.nodes if settings.scheduler.kind == "local" else None
+    node = NodeCapacity(
+        "node", tuple(range(local.cores_per_node)), tuple(range(local.gpus_per_node))
+    )
+    return tuple(
+        Queue(
+            name,
+            limits.min_nodes,
+            limits.max_nodes if machine is None else min(limits.max_nodes, machine),
+            limits.min_wall_time,
+            limits.max_wall_time,
+            limits.max_queued,
+            limits.max_running,
+            node,
+        )
+        for name, limits in settings.queues.items()
+    )
+
+
+def policy_of(settings: SiteLimits) -> Policy:
+    """The packing policy of ``site.toml``."""
+    return Policy(
+        settings.packing.max_allocations,
+        settings.pilot.startup_margin,
+        settings.pilot.drain_margin,
+        settings.site.kill_grace,
+    )
+
+
+def fits_some_queue(resources: Resources, wall_time: int, settings: SiteLimits) -> str | None:
+    """Why no allocation that the site allows could ever hold the task; ``None`` when one can.
+
+    The reason is one line that names the value and the mend.
+    """
+    queues, policy = queues_of(settings), policy_of(settings)
+    if not queues:
+        return "the site has no queue: add a table [queues.NAME] to site.toml"
+    widest = max(queue.max_nodes for queue in queues)
+    if resources.num_nodes > widest:
+        return (
+            f"num_nodes is {resources.num_nodes}: no queue gives more than {widest}; ask for fewer"
+        )
+    cores = max(len(queue.node.cores) for queue in queues)
+    if resources.least_cores > cores:
+        return (
+            f"ranks_per_node {resources.ranks_per_node} × threads_per_rank"
+            f" {resources.threads_per_rank} need {resources.least_cores} cores on each node:"
+            f" a node has {cores}; ask for fewer, or for more nodes"
+        )
+    if not any(per_node(resources, queue.node) for queue in queues):
+        gpus = max(len(queue.node.gpus) for queue in queues)
+        return (
+            f"gpus_per_rank is {resources.gpus_per_rank:g} for {resources.ranks_per_node} ranks on"
+            f" each node: a node has {gpus} GPUs; ask for fewer"
+        )
+    wide = [queue for queue in queues if at_once(resources, queue.max_nodes, queue.node)]
+    margin = policy.kill_grace
+    longest = max(policy.usable(queue.max_wall_time) - margin for queue in wide)
+    if wall_time > longest:
+        return (
+            f"wall_time is {format_duration(wall_time)}: the longest that a queue can give"
+            f" {resources.num_nodes} node{'s' * resources.is_gang} is"
+            f" {format_duration(max(longest, 0))} after start-up and drain; ask for less"
+        )
+    return None
