@@ -85,3 +85,7 @@ class Scheduler(ABC):
     @abstractmethod
     def inside(self, environment: Mapping[str, str]) -> JobNodes:
         """The nodes of the job whose environment this is; called by the pilot."""
+
+    def free_nodes(self) -> int | None:
+        """Nodes that a job submitted now could start on at once; ``None``: not told."""
+        return None
