@@ -203,6 +203,9 @@ def parse(plain: dict[str, Any]) -> Settings:
         InvalidInput: an unknown key or a value that cannot be used; names the key.
     """
     settings: Settings = _table(Settings, plain, "")
+    for key in ("nodes", "cores_per_node"):
+        if getattr(settings.local, key) < 1:
+            raise InvalidInput(f"local.{key} is {getattr(settings.local, key)}: give 1 or more")
     for name, queue in settings.queues.items():
         if queue.min_nodes > queue.max_nodes:
             raise InvalidInput(f"queues.{name}: min_nodes is above max_nodes")
@@ -235,7 +238,9 @@ def _value(kind: Any, plain: Any, where: str) -> Any:
     if isinstance(kind, types.GenericAlias) and kind.__origin__ is dict:
         if not isinstance(plain, dict):
             raise InvalidInput(f"{where} is {plain!r}: make it tables, [{where}.NAME]")
-        return {name: _table(kind.__args__[1], row, f"{where}.{name}") for name, row in plain.items()}
+        return {
+            name: _table(kind.__args__[1], row, f"{where}.{name}") for name, row in plain.items()
+        }
     if isinstance(kind, types.GenericAlias) and kind.__origin__ is tuple:
         if not isinstance(plain, list) or not all(isinstance(item, str) for item in plain):
             raise InvalidInput(f"{where} is {plain!r}: give a list of strings")

@@ -8,8 +8,11 @@ node that runs the site, whose name the settings keep.
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
+import json
 import os
+import re
 import secrets
 import socket
 import stat
@@ -19,8 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
-from balsam_celery.errors import SiteError
-from balsam_celery.filesystems import network_filesystem
+from balsam_celery import schedulers
+from balsam_celery.errors import InvalidInput, SiteError
+from balsam_celery.private import private_dir, read_secret, write_private
 from balsam_celery.settings import LocalSettings, Settings, load
 
 if TYPE_CHECKING:
@@ -29,6 +33,10 @@ if TYPE_CHECKING:
 SITE_FILE = "site.toml"
 #: Environment variable that names the site's directory.
 SITE_VARIABLE = "BALSAM_SITE"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_HEADER = re.compile(r"\[([A-Za-z0-9_.-]+)\]")
+_KEY = re.compile(r"([a-z_]+) = (?:\"[^\"]*\"|\[\]|[^#\s]+)\s*(#.*)?$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +121,17 @@ class Site:
         if parts.scheme not in ("redis", "rediss") or not parts.hostname:
             raise SiteError("the URL of [redis] is not 'redis://…' or 'rediss://…'")
         if not parts.password:
-            raise SiteError("the URL of [redis] has no password: give redis://:PASSWORD@HOST:PORT/0")
+            raise SiteError(
+                "the URL of [redis] has no password: give redis://:PASSWORD@HOST:PORT/0"
+            )
         if parts.scheme == "redis" and not is_loopback(parts.hostname):
             raise SiteError(
                 f"the URL of [redis] leaves this machine ({parts.hostname}) in the clear:"
                 " give a rediss:// URL"
             )
+        if parts.scheme == "rediss" and "ssl_cert_reqs" not in parts.query:
+            # kombu would not check the server's certificate unless told to
+            url += f"{'&' if parts.query else '?'}ssl_cert_reqs=required"
         return url
 
     def secret(self, name: str) -> str:
@@ -148,27 +161,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def read_secret(path: Path) -> str:
-    """Content of a file that only we may read.
-
-    Raises:
-        SiteError: it is missing, not ours, open to others, or empty.
-    """
-    try:
-        with path.open(encoding="utf-8") as file:
-            status = os.fstat(file.fileno())
-            text = file.read().strip()
-    except OSError as error:
-        raise SiteError(f"cannot read {path}: {error.strerror}") from None
-    if status.st_uid != os.geteuid():
-        raise SiteError(f"{path} belongs to user {status.st_uid}, not to you")
-    if status.st_mode & 0o077:
-        raise SiteError(f"{path} is open to others: chmod 600 {path}")
-    if not text:
-        raise SiteError(f"{path} is empty")
-    return text
 
 
 def config_file(name: str) -> Path:
@@ -217,7 +209,7 @@ def _open(directory: Path) -> Site:
         raise SiteError(f"the site {directory} is open to others ({mode:04o}): chmod 700 it")
     settings = load(directory / SITE_FILE)
     if not settings.site.id:
-        raise SiteError(f"{directory / SITE_FILE}: [site] id is empty: make a site by 'balsam init'")
+        raise SiteError(f"{directory / SITE_FILE}: [site] id is empty: run 'balsam init' instead")
     local_dir = (
         Path(settings.site.local_dir)
         if settings.site.local_dir
@@ -228,32 +220,15 @@ def _open(directory: Path) -> Site:
 
 def default_local_dir(name: str, site_id: str, environ: Mapping[str, str] | None = None) -> Path:
     """Where a site's local files go: the state directory, or /var/tmp when that is on a network."""
+    # pilots import this module, and never load the store (R2)
+    from balsam_celery.store.filesystems import network_file_system
+
     environ = os.environ if environ is None else environ
     leaf = f"{name}-{site_id}"
     state = Path(environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    if state.is_absolute() and network_filesystem(state) is None:
+    if state.is_absolute() and network_file_system(state) is None:
         return state / "balsam" / leaf
     return Path("/var/tmp") / f"balsam-{os.geteuid()}" / leaf  # noqa: S108 - checked by private_dir
-
-
-def private_dir(path: Path) -> Path:
-    """Make the directory (0700) where it is missing; it must be ours and closed to others.
-
-    Raises:
-        SiteError: it cannot be made, belongs to another user, or is open to others.
-    """
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = path.lstat()
-    except OSError as error:
-        raise SiteError(f"cannot make {path}: {error.strerror}") from None
-    if not stat.S_ISDIR(status.st_mode):
-        raise SiteError(f"{path} is not a directory")
-    if status.st_uid != os.geteuid():
-        raise SiteError(f"{path} belongs to user {status.st_uid}, not to you")
-    if status.st_mode & 0o077:
-        raise SiteError(f"{path} is open to others: chmod 700 {path}")
-    return path
 
 
 def init(
@@ -275,7 +250,92 @@ def init(
         SiteError: it is a site already, or the directory cannot be used.
         InvalidInput: a value that cannot be used.
     """
-    raise NotImplementedError
+    directory = directory.expanduser().absolute()
+    if (directory / SITE_FILE).exists():
+        raise SiteError(f"{directory} is a site already: remove it, or name another directory")
+    name = name if name is not None else (directory.name or "site")
+    if not _NAME.fullmatch(name):
+        raise InvalidInput(
+            f"the site's name is {name!r}: give letters, digits, '-', '_' and '.' (--name NAME)"
+        )
+    if scheduler not in schedulers.kinds():
+        known = ", ".join(schedulers.kinds())
+        raise InvalidInput(f"the scheduler is {scheduler!r}: give one of {known}")
+    local = local or _this_machine()
+    for key, least in (("nodes", 1), ("cores_per_node", 1), ("gpus_per_node", 0)):
+        if getattr(local, key) < least:
+            raise InvalidInput(f"local.{key} is {getattr(local, key)}: give {least} or more")
+    _own_directory(directory)
+    site_id = secrets.token_hex(4)
+    local_dir = default_local_dir(name, site_id)
+    text = _with_values(
+        config_file("site.example.toml").read_text(encoding="utf-8"),
+        {
+            ("site", "name"): name,
+            ("site", "id"): site_id,
+            ("site", "host"): this_host(),
+            ("site", "local_dir"): str(local_dir),
+            ("redis", "port"): free_port(),
+            ("flower", "port"): free_port(),
+            ("scheduler", "kind"): scheduler,
+            ("queues.local", "max_nodes"): local.nodes,
+            **{("local", key): value for key, value in dataclasses.asdict(local).items()},
+        },
+    )
+    for path in (local_dir.parent, local_dir, directory / "secrets", directory / "logs"):
+        private_dir(path)
+    for secret in ("redis", "flower"):
+        write_private(directory / "secrets" / secret, secrets.token_urlsafe(32) + "\n")
+    # last, so that a directory is a site only when all else is there
+    write_private(directory / SITE_FILE, text)
+    return find(directory)
+
+
+def _this_machine() -> LocalSettings:
+    cores = len(os.sched_getaffinity(0))
+    nodes = min(2, cores)
+    return LocalSettings(nodes=nodes, cores_per_node=cores // nodes)
+
+
+def _own_directory(directory: Path) -> None:
+    ours = directory.is_dir() and directory.stat().st_uid == os.geteuid()
+    # never close a directory that others may be using, such as /tmp for root
+    if ours and not any(directory.iterdir()):
+        directory.chmod(0o700)
+    private_dir(directory)
+
+
+def _with_values(text: str, values: Mapping[tuple[str, str], str | int]) -> str:
+    """The TOML ``text`` with the values of some keys replaced; comments stay."""
+    left = dict(values)
+    table, lines = "", []
+    for line in text.splitlines():
+        if header := _HEADER.match(line):
+            table = header.group(1)
+        elif (match := _KEY.match(line)) and (table, match.group(1)) in left:
+            value = left.pop((table, match.group(1)))
+            # a JSON string of this kind is a TOML basic string too
+            line = f"{match.group(1)} = {json.dumps(value, ensure_ascii=False)}"
+            if comment := match.group(2):
+                line = f"{line:<25}  {comment}"
+        lines.append(line)
+    if left:
+        raise SiteError(f"config/site.example.toml has no {min(left)}: install balsam_celery again")
+    return "\n".join(lines) + "\n"
+
+
+def free_port() -> int:
+    """A port that nobody listens on now, outside the range that outgoing connections take."""
+    for _ in range(200):
+        port = 20000 + secrets.randbelow(12000)
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                sock.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
+    raise SiteError("no free TCP port from 20000 to 32000 on 127.0.0.1")
 
 
 def this_host() -> str:
@@ -305,7 +365,7 @@ def connect_store(site: Site) -> Store:
         SchemaError: its schema is older or newer than the package.
     """
     # pilots import this module, and never load SQLAlchemy (R2)
-    from balsam_celery.store.engine import Store  # noqa: PLC0415
+    from balsam_celery.store.engine import Store
 
     check_host(site)
     if site.uses_sqlite and not site.database_path.exists():

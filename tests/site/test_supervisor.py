@@ -1,0 +1,357 @@
+"""``up``, ``status`` and ``down`` with all of a site's real processes."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from balsam_celery import procs
+from balsam_celery.celeryapp import make_site_app, redis_client
+from balsam_celery.errors import InvalidInput, SchemaError, SiteError
+from balsam_celery.schedulers import make_scheduler
+from balsam_celery.schedulers.base import JobRequest, JobState
+from balsam_celery.site import Site, find, init
+from balsam_celery.supervisor import SiteStatus, children, down, ending, records, status, up
+from balsam_celery.supervisor.probes import WORKERS
+from tests.waiting import wait_until
+
+ALL = (children.SUPERVISOR, *children.NAMES)
+UP = "import sys, pathlib; from balsam_celery import site, supervisor; " + (
+    "supervisor.up(site.find(pathlib.Path(sys.argv[1])), print)"
+)
+
+
+def start_up(site: Site) -> subprocess.Popen[str]:
+    """Run ``up`` in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", UP, str(site.directory)], text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def pids(site: Site) -> dict[str, int | None]:
+    return {process.name: process.pid for process in status(site).processes}
+
+
+def left_running(site: Site) -> dict[int, str]:
+    """All processes that carry a mark of the site, of whatever role."""
+    found = procs.marked({children.mark(site, name) for name in ALL})
+    return {pid: Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in found}
+
+
+def kill(site: Site, name: str) -> int:
+    pid = pids(site)[name]
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+def all_up_with_new(site: Site, name: str, old: int) -> bool:
+    now = status(site)
+    return now.up and pids(site)[name] not in (None, old)
+
+
+def change(site: Site, old: str, new: str) -> Site:
+    path = site.directory / "site.toml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    return find(site.directory)
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, list[str]]]:
+    """A site that two ``up`` started at the same time, with what they said."""
+    site = init(tmp_path_factory.mktemp("up") / "site")
+    site = change(site, "max_bytes = 10000000", "max_bytes = 300")
+    both = [start_up(site), start_up(site)]
+    try:
+        said = [process.communicate(timeout=120)[0] for process in both]
+        assert [process.returncode for process in both] == [0, 0], said
+        yield site, said
+    finally:
+        down(site)
+        assert left_running(site) == {}
+
+
+@pytest.fixture
+def running(started: tuple[Site, list[str]]) -> Site:
+    """The site, with all its processes up."""
+    site = started[0]
+    up(site)
+    return site
+
+
+def test_two_at_once_start_one_site(started: tuple[Site, list[str]]) -> None:
+    site, said = started
+    for text in said:
+        lines = text.splitlines()
+        assert {f"{name} answers" for name in children.NAMES} <= set(lines)
+    assert any("waiting for another up or down" in text for text in said)
+    now = status(site)
+    assert now.up
+    assert [process.name for process in now.processes] == list(ALL)
+    assert all(process.restarts == 0 and process.uptime > 0 for process in now.processes)
+    assert (now.tasks, now.allocations, now.pilots, now.note) == ({}, (), (), "")
+    for name in children.NAMES:
+        leaders = [p for p in ending.members(site, (name,)) if p.pid == pids(site)[name]]
+        assert len(leaders) == 1, name
+
+
+def test_up_again_is_harmless(running: Site) -> None:
+    before = pids(running)
+    said: list[str] = []
+    up(running, said.append)
+    assert pids(running) == before
+    assert set(said) == {f"{name} answers" for name in children.NAMES}
+
+
+def test_workers_answer_celery(running: Site) -> None:
+    with make_site_app(running) as app:
+        replies = app.control.inspect(timeout=5, limit=3).ping() or {}
+    assert {children.worker_host(name) for name in WORKERS} <= set(replies)
+
+
+def test_flower_wants_its_password(running: Site) -> None:
+    def get(path: str, password: str | None) -> int:
+        connection = http.client.HTTPConnection(
+            "127.0.0.1", running.settings.flower.port, timeout=10
+        )
+        headers = {}
+        if password is not None:
+            headers["Authorization"] = "Basic " + base64.b64encode(
+                f"balsam:{password}".encode()
+            ).decode("ascii")
+        try:
+            connection.request("GET", path, headers=headers)
+            return connection.getresponse().status
+        finally:
+            connection.close()
+
+    assert get("/workers", None) == 401
+    assert get("/workers", "wrong") == 401
+    assert get("/workers", running.secret("flower")) == 200
+
+
+def test_secrets_stay_secret(running: Site) -> None:
+    secrets = [running.secret("redis"), running.secret("flower")]
+    seen = 0
+    for pid in procs.marked({children.mark(running, name) for name in ALL}):
+        for leaf in ("cmdline", "environ"):
+            text = Path(f"/proc/{pid}/{leaf}").read_text(errors="replace")
+            assert not any(secret in text for secret in secrets), (pid, leaf)
+            seen += 1
+    assert seen >= 2 * len(ALL)
+    for directory in (running.directory, running.local_dir):
+        for path in directory.rglob("*"):
+            mode = path.lstat().st_mode & 0o777
+            assert mode & 0o077 == 0 or path.is_socket(), (path, oct(mode))
+    for path in running.log_dir.iterdir():
+        text = path.read_text(errors="replace")
+        assert not any(secret in text for secret in secrets), path
+
+
+def test_logs_rotate_under_their_writers(running: Site) -> None:
+    log = running.log_dir / "tasks.log"
+    wait_until(lambda: log.with_name("tasks.log.1").exists(), 30, "tasks.log is rotated")
+    assert log.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("name", ["service", "tasks", "redis"])
+def test_kill_9_of_a_process_starts_it_again(running: Site, name: str) -> None:
+    before = status(running)
+    pool = ending.members(running, (name,))
+    old = kill(running, name)
+    wait_until(lambda: all_up_with_new(running, name, old), 15, f"{name} is started again")
+    assert not any(procs.alive(process) for process in pool)
+    up(running)
+    after = {process.name: process for process in status(running).processes}
+    assert "signal 9" in after[name].note
+    # and the others never noticed
+    same = {process.name: process.pid for process in before.processes if process.name != name}
+    assert {key: after[key].pid for key in same} == same
+
+
+def test_kill_9_of_the_supervisor(running: Site) -> None:
+    old = pids(running)
+    kill(running, children.SUPERVISOR)
+    wait_until(lambda: not status(running).processes[0].up, 5, "the supervisor is gone")
+    assert [process.up for process in status(running).processes[1:]] == [True] * 6
+    said: list[str] = []
+    up(running, said.append)
+    assert "ended the service of an earlier life" in said
+    new = pids(running)
+    assert all(new[name] not in (None, old[name]) for name in ALL)
+    for pid in old.values():
+        assert pid is not None
+        assert procs.identity(pid) is None
+
+
+def test_term_to_the_supervisor_stops_all(running: Site) -> None:
+    pid = pids(running)[children.SUPERVISOR]
+    assert pid is not None
+    os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: not left_running(running), 30, "all have ended")
+    assert not any(process.up for process in status(running).processes)
+
+
+def test_down_after_kill_9_of_the_supervisor_leaves_nothing(running: Site) -> None:
+    kill(running, children.SUPERVISOR)
+    said: list[str] = []
+    down(running, said.append)
+    assert left_running(running) == {}
+    assert said.index("beat has ended") < said.index("service has ended")
+    assert said[-1] == "redis has ended"
+    now: SiteStatus = status(running)
+    assert not now.up
+    assert not any(process.up for process in now.processes)
+    assert now.note == ""  # the database answers without any process
+    down(running)  # harmless
+
+
+def test_down_ends_allocations_of_the_local_scheduler(running: Site, tmp_path: Path) -> None:
+    scheduler = make_scheduler("local", settings=running.settings, local_dir=running.local_dir)
+    script = tmp_path / "job.sh"
+    script.write_text("#!/bin/sh\nsetsid sleep 1000 &\nexec sleep 1000\n")
+    ids = [
+        scheduler.submit(
+            JobRequest(f"job-{number}", "local", 2, 3600, script=script, directory=tmp_path)
+        )
+        for number in range(2)
+    ]
+    wait_until(lambda: scheduler.jobs()[ids[0]].state is JobState.RUNNING, 30, "the job runs")
+    assert scheduler.jobs()[ids[1]].state is JobState.QUEUED
+    said: list[str] = []
+    down(running, said.append)
+    assert [scheduler.jobs()[name].state for name in ids] == [JobState.ENDED] * 2
+    assert f"cancelling allocation {ids[0]}" in said
+    assert left_running(running) == {}
+
+
+def test_what_runs_survives_up_and_a_restart_of_the_service(running: Site, tmp_path: Path) -> None:
+    scheduler = make_scheduler("local", settings=running.settings, local_dir=running.local_dir)
+    script = tmp_path / "job.sh"
+    script.write_text("#!/bin/sh\nexec sleep 1000\n")
+    job = scheduler.submit(JobRequest("stays", "local", 1, 3600, script=script, directory=tmp_path))
+    wait_until(lambda: scheduler.jobs()[job].state is JobState.RUNNING, 30, "the job runs")
+    kill(running, children.SUPERVISOR)
+    up(running)
+    assert scheduler.jobs()[job].state is JobState.RUNNING
+    down(running)
+    assert scheduler.jobs()[job].state is JobState.ENDED
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Iterator[Site]:
+    """A site that has never been up."""
+    site = init(tmp_path / "fresh")
+    yield site
+    down(find(site.directory))
+    assert left_running(site) == {}
+
+
+def test_failed_start_names_process_and_log_and_leaves_nothing(fresh: Site) -> None:
+    broken = change(fresh, "imports = []", 'imports = ["no_such_module"]')
+    with pytest.raises(SiteError) as raised:
+        up(broken)
+    message = str(raised.value)
+    assert "\n" not in message
+    assert message.startswith("tasks does not stay up (exit 1; ")
+    assert "no_such_module" in message
+    assert message.endswith(f"see {fresh.log_dir}/tasks.log")
+    assert left_running(fresh) == {}
+
+
+@pytest.mark.parametrize("table", ["redis", "flower"])
+def test_taken_port_is_named(fresh: Site, table: str) -> None:
+    port = getattr(fresh.settings, table).port
+    with socket.create_server(("127.0.0.1", port)), pytest.raises(SiteError) as raised:
+        up(fresh)
+    assert f"port {port} is taken by another program: change [{table}] port" in str(raised.value)
+    assert left_running(fresh) == {}
+
+
+def test_redis_of_others_that_does_not_answer(fresh: Site) -> None:
+    secret = fresh.secrets_dir / "url"
+    secret.touch(mode=0o600)
+    secret.write_text(f"redis://:geheim@127.0.0.1:{fresh.settings.redis.port}/0")
+    head, table, tail = (fresh.directory / "site.toml").read_text().partition("[redis]")
+    (fresh.directory / "site.toml").write_text(
+        head + table + tail.replace('url_file = ""', 'url_file = "secrets/url"', 1)
+    )
+    site = find(fresh.directory)
+    with pytest.raises(SiteError, match=r"the Redis server that \[redis\] names") as raised:
+        up(site, timeout=2)
+    assert "geheim" not in str(raised.value)
+    redis = status(site).processes[1]
+    assert (redis.name, redis.up) == ("redis", False)
+
+
+def test_newer_schema_is_refused_before_anything_starts(fresh: Site) -> None:
+    with sqlite3.connect(fresh.database_path) as database:
+        database.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
+        database.execute("INSERT INTO alembic_version VALUES ('9999')")
+    database.close()
+    with pytest.raises(SchemaError, match="9999, newer than this package"):
+        up(fresh)
+    assert left_running(fresh) == {}
+
+
+def test_database_of_another_site_is_refused(fresh: Site, started: tuple[Site, list[str]]) -> None:
+    theirs = started[0].database_path
+    site = change(fresh, 'path = ""', f'path = "{theirs}"')
+    with pytest.raises(SiteError, match=f"is another site's \\({started[0].settings.site.id}\\)"):
+        up(site)
+    assert left_running(fresh) == {}
+
+
+def test_stale_pid_files_of_before_a_reboot_are_cleared(fresh: Site) -> None:
+    fresh.pid_dir.mkdir(mode=0o700)
+    mine = procs.own_identity()
+    before = procs.Identity(mine.pid, mine.start_time, "the boot before")
+    for name in ALL:
+        records.write(fresh, records.Record(name, before, 1.0))
+    assert not any(process.up for process in status(fresh).processes)
+    down(fresh)
+    assert all(records.read(fresh, name) is None for name in ALL)
+
+
+def test_bad_level_is_refused(fresh: Site) -> None:
+    with pytest.raises(InvalidInput, match=r"\[logs\] level is 'LOUD'"):
+        up(change(fresh, 'level = "INFO"', 'level = "LOUD"'))
+
+
+def test_another_host_is_told_where_the_site_runs(fresh: Site) -> None:
+    host = f'host = "{fresh.settings.site.host}"'
+    away = change(fresh, host, 'host = "login2"')
+    for act in (up, down, status):
+        with pytest.raises(SiteError, match="runs on login2"):
+            act(away)
+    change(fresh, 'host = "login2"', host)
+
+
+def test_status_before_up(fresh: Site) -> None:
+    now = status(fresh)
+    assert not now.up
+    assert "run 'balsam up'" in now.note
+
+
+def test_queues_have_the_sites_prefix(running: Site) -> None:
+    with make_site_app(running) as app:
+        app.send_task("balsam.nothing", queue="pilot.x.y")
+    with redis_client(running) as client:
+        found = client.keys("*")
+        assert isinstance(found, list)
+        assert f"{running.settings.key_prefix}pilot.x.y".encode() in found
+        assert all(key.decode().startswith(running.settings.key_prefix) for key in found)
+        client.delete(f"{running.settings.key_prefix}pilot.x.y")
