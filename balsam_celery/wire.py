@@ -14,6 +14,7 @@ import functools
 import json
 import types
 import typing
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -300,7 +301,7 @@ def decode(cls: type[T], text: str | bytes) -> T:
     """
     try:
         plain = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise MalformedMessage(f"not JSON: {error}") from None
     return from_plain(cls, plain)
 
@@ -315,7 +316,7 @@ def from_plain(cls: type[T], plain: JSON) -> T:
 
 
 @functools.cache
-def _fields(cls: type[Any]) -> dict[str, tuple[Any, bool]]:
+def _fields(cls: Any) -> dict[str, tuple[Any, bool]]:
     hints = typing.get_type_hints(cls)
     return {
         f.name: (
@@ -374,7 +375,7 @@ def _convert_plain_type(kind: Any, plain: JSON, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         if not isinstance(plain, dict):
             raise MalformedMessage(f"{where} is not an object")
-        fields = _fields(typing.cast(type[Any], kind))
+        fields = _fields(typing.cast(Hashable, kind))
         if unknown := plain.keys() - fields.keys():
             raise MalformedMessage(f"{where} has unknown fields {sorted(unknown)}")
         missing = {name for name, (_, needed) in fields.items() if needed} - plain.keys()
@@ -387,7 +388,10 @@ def _convert_plain_type(kind: Any, plain: JSON, where: str) -> Any:
             }
         )
     if kind is float and isinstance(plain, int) and not isinstance(plain, bool):
-        return float(plain)
+        try:
+            return float(plain)
+        except OverflowError:
+            raise MalformedMessage(f"{where} is too large") from None
     if not isinstance(plain, kind) or (isinstance(plain, bool) and kind is not bool):
         raise MalformedMessage(f"{where} is {type(plain).__name__}, not {kind.__name__}")
     return plain

@@ -1,0 +1,92 @@
+"""What a worker of a pilot knows of itself: plain values, made before the fork."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from balsam_celery import keys
+from balsam_celery.resources import NodeCapacity
+from balsam_celery.site import Site
+
+
+@dataclass(frozen=True, slots=True)
+class PilotContext:
+    """One incarnation of a pilot.
+
+    Attributes:
+        site: whose pilot it is.
+        pilot: its id, new for each incarnation.
+        allocation: the batch job it runs in.
+        nodes: what the scheduler gave.
+        end_time: when the batch job ends at the latest, seconds since the epoch.
+        environment: what programs inherit; free of secrets and of outer MPI jobs' variables.
+    """
+
+    site: Site
+    pilot: str
+    allocation: str
+    nodes: tuple[NodeCapacity, ...]
+    end_time: float
+    environment: dict[str, str]
+
+    @property
+    def allocation_dir(self) -> Path:
+        """Shared by the incarnations of one allocation."""
+        return self.site.run_dir / "allocations" / self.allocation
+
+    @property
+    def directory(self) -> Path:
+        """Outboxes, logs and pid files of this incarnation."""
+        return self.allocation_dir / self.pilot
+
+    def workers(self) -> list[WorkerContext]:
+        """The node workers and, where tasks can span nodes, the gang worker."""
+        workers = [WorkerContext(self, node.name, (node,)) for node in self.nodes]
+        if len(self.nodes) > 1:
+            workers.append(WorkerContext(self, keys.GANG, self.nodes))
+        return workers
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerContext:
+    """One worker of a pilot; ``node`` is its node's name or ``keys.GANG``."""
+
+    pilot: PilotContext
+    node: str
+    nodes: tuple[NodeCapacity, ...]
+
+    @property
+    def queue(self) -> str:
+        """Celery queue that it consumes."""
+        return keys.pilot_queue(self.pilot.pilot, self.node)
+
+    @property
+    def name(self) -> str:
+        """Celery host name."""
+        return keys.worker_name(self.pilot.pilot, self.node)
+
+    @property
+    def capacity(self) -> int:
+        """Concurrency with nothing held elsewhere: cores of the node, or nodes of the gang."""
+        return len(self.nodes) if self.node == keys.GANG else len(self.nodes[0].cores)
+
+    @property
+    def mark(self) -> str:
+        """Environment entry that every program of this worker carries."""
+        return f"BALSAM_PILOT_NODE={self.pilot.pilot}/{self.node}"
+
+    @property
+    def outbox_path(self) -> Path:
+        """Its outbox."""
+        return self.pilot.directory / f"{self.node}.outbox"
+
+    @property
+    def pid_path(self) -> Path:
+        """Its pid file."""
+        return self.pilot.directory / f"{self.node}.pid"
+
+    @property
+    def log_path(self) -> Path:
+        """Its log."""
+        return self.pilot.directory / f"{self.node}.log"

@@ -1,0 +1,98 @@
+"""The environment of programs, and its digest."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+from balsam_celery.launchers import clean_environment
+from balsam_celery.pilot.attempt import Attempt
+from balsam_celery.pilot.context import WorkerContext
+from balsam_celery.settings import Settings
+
+_GPU_MASKS = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
+#: What the pilot's own start left there: directories of another process, switches of its libraries.
+_OF_THE_PILOT = ("PWD", "OLDPWD", "SPT_NOENV", "_MP_FORK_")
+#: Marks by which the local scheduler finds the processes of its jobs: programs must carry them.
+_KEPT = ("BALSAM_LOCAL_JOB",)
+
+
+def inherited(environ: Mapping[str, str], settings: Settings) -> dict[str, str]:
+    """What programs inherit of the pilot's environment.
+
+    Nothing of the site's, no secret (R11), nothing of an outer MPI launcher.
+    """
+    secret = {settings.database.url_env, settings.redis.url_env}
+    return {
+        name: value
+        for name, value in clean_environment(environ).items()
+        if name in _KEPT
+        or not (
+            name in secret or name.startswith(("BALSAM_", "CELERY_", "FLOWER_", *_OF_THE_PILOT))
+        )
+    }
+
+
+class Environments:
+    """Makes the environment of each attempt of one worker.
+
+    Args:
+        context: the worker.
+        nodefile: file that names the worker's own node, for tasks on one node.
+    """
+
+    def __init__(self, context: WorkerContext, nodefile: str) -> None:
+        self._base = context.pilot.environment
+        self._nodefile = nodefile
+        name, _, value = context.mark.partition("=")
+        self._own = {name: value}
+
+    def make(
+        self, attempt: Attempt, additions: Mapping[str, str], files: Mapping[str, str]
+    ) -> tuple[dict[str, str], str]:
+        """The variables of an attempt's program, and their digest.
+
+        The digest leaves the ``BALSAM_*`` variables out: they differ from attempt to attempt, and
+        a digest is there to tell whether two attempts ran in the same environment.
+
+        Args:
+            additions: what the launcher adds.
+            files: ``BALSAM_*`` variables that name files made for this attempt.
+        """
+        spec = attempt.spec
+        head = spec.shares[0]
+        environment = dict(self._base)
+        environment["OMP_NUM_THREADS"] = str(spec.threads_per_rank)
+        if head.gpus:
+            mask = ",".join(str(share.index) for share in head.gpus)
+            environment.update(dict.fromkeys(_GPU_MASKS, mask))
+        environment.update(additions)
+        environment.update(spec.environment)
+        digest = _digest(environment)
+        mark, _, value = attempt.mark.partition("=")
+        nodes = len(spec.shares)
+        environment.update(
+            {
+                **self._own,
+                mark: value,
+                "PWD": spec.work_dir,
+                "BALSAM_TASK_ID": spec.id,
+                "BALSAM_TASK_NAME": spec.name,
+                "BALSAM_ATTEMPT": str(spec.attempt),
+                "BALSAM_NODES": ",".join(share.node for share in spec.shares),
+                "BALSAM_NODEFILE": self._nodefile,
+                "BALSAM_NUM_NODES": str(nodes),
+                "BALSAM_RANKS": str(nodes * spec.ranks_per_node),
+                "BALSAM_RANKS_PER_NODE": str(spec.ranks_per_node),
+                "BALSAM_CORES": ",".join(map(str, head.cores)),
+                "BALSAM_GPUS": ",".join(str(share.index) for share in head.gpus),
+                "BALSAM_WORK_DIR": spec.work_dir,
+                **files,
+            }
+        )
+        return environment, digest
+
+
+def _digest(environment: Mapping[str, str]) -> str:
+    text = "\0".join(f"{name}={environment[name]}" for name in sorted(environment))
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()

@@ -1,0 +1,57 @@
+"""A program's stdout and stderr: files in its work directory, and their tails."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+NAMES = ("stdout", "stderr")
+_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
+
+
+class Output:
+    """The two files of one attempt, open while its program runs.
+
+    Raises (when made):
+        OSError: a file cannot be made.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._paths = [f"{directory}/{name}" for name in NAMES]
+        self.files: list[int] = []
+        try:
+            for path in self._paths:
+                self.files.append(os.open(path, _FLAGS, 0o666))
+        except OSError:
+            self.close(0)
+            raise
+
+    def close(self, length: int) -> tuple[str, str]:
+        """Close both, remove those that stayed empty, and return their last ``length`` bytes.
+
+        A tail is text whatever the program wrote: what is not UTF-8, and NUL, which SQL text
+        cannot hold, become replacement characters.
+        """
+        tails = ["", ""]
+        for index, (file, path) in enumerate(zip(self.files, self._paths, strict=False)):
+            size = os.fstat(file).st_size
+            os.close(file)
+            if size == 0:
+                with contextlib.suppress(OSError):  # removed, or replaced, by the program
+                    os.unlink(path)  # noqa: PTH108 - one call for each of thousands a second
+            elif length:
+                tails[index] = tail(path, length)
+        self.files = []
+        return tails[0], tails[1]
+
+
+def tail(path: str, length: int) -> str:
+    """The last ``length`` bytes of a file as text; ``""`` when it cannot be read."""
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 - as above
+            size = os.fstat(file.fileno()).st_size
+            content = os.pread(file.fileno(), length, max(0, size - length))
+    except OSError:
+        return ""
+    return content.decode(errors="replace").replace("\0", "�")

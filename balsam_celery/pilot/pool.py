@@ -1,0 +1,199 @@
+"""The worker's pool: starts attempts when their cores are free, on threads that stay.
+
+Celery's own pools run a function per message; here a message only adds attempts, and the pool
+decides when each starts. It also owns killing: what it runs ends by a verdict, never by a signal
+alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from celery.concurrency.base import BasePool
+
+from balsam_celery.pilot.attempt import Attempt
+from balsam_celery.pilot.process import end_all, end_in_background
+from balsam_celery.pilot.slots import Slots
+from balsam_celery.wire import Ended, Outcome
+
+logger = logging.getLogger(__name__)
+
+#: By which those end programs who end everything: a user, a scheduler.
+_ENDING_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM)
+#: Seconds within which a worker learns that its pilot ends: a little more than the watchdog's tick.
+_CAUSE_WITHIN = 1.5
+
+Run = Callable[[Attempt], Ended]
+#: Takes an outcome; the flag tells that a slot went idle, so that nothing is gained by waiting.
+Report = Callable[[Ended, bool], None]
+
+
+class AttemptPool(BasePool):
+    """Runs attempts; see :meth:`attach` for what makes it work.
+
+    Attributes:
+        limit: concurrency as ``celery inspect stats`` shows it: what placement says is free or
+            in use here. What may start is decided by the cores themselves.
+        processed: attempts that started here.
+    """
+
+    signal_safe = False
+    task_join_will_block = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._lock = threading.Condition()
+        self._threads: list[threading.Thread] = []
+        self._idle = 0
+        self._work: queue.SimpleQueue[Attempt] = queue.SimpleQueue()
+        self._stopping: tuple[Outcome, str] | None = None
+        self.processed = 0
+
+    def attach(self, slots: Slots, run: Run, report: Report) -> None:
+        """Give the pool its cores, what runs an attempt, and where outcomes go."""
+        self._slots = slots
+        self._run = run
+        self._report = report
+
+    def submit(self, attempts: Sequence[Attempt]) -> None:
+        """Take attempts; each starts as soon as its cores are free."""
+        with self._lock:
+            stopping = self._stopping
+            if stopping is None:
+                for attempt in attempts:
+                    self._slots.add(attempt)
+                self._dispatch(self._slots.start())
+                return
+        for attempt in attempts:
+            self._report(attempt.ended(*stopping), True)
+
+    def _dispatch(self, attempts: Sequence[Attempt]) -> None:
+        for attempt in attempts:
+            self.processed += 1
+            if self._idle:
+                self._idle -= 1
+            else:
+                name = f"waiter-{len(self._threads) + 1}"
+                thread = threading.Thread(target=self._serve, name=name, daemon=True)
+                self._threads.append(thread)
+                thread.start()
+            self._work.put(attempt)
+
+    def _serve(self) -> None:
+        while True:
+            attempt: Attempt | None = self._work.get()
+            while attempt is not None:
+                attempt = self._serve_one(attempt)
+
+    def _serve_one(self, attempt: Attempt) -> Attempt | None:
+        """Run one to its end; returns the next one for this thread, if its end made room."""
+        try:
+            ended = self._run(attempt)
+        except Exception as error:
+            logger.exception("attempt %s: a fault of the pilot", attempt.brand)
+            attempt.finish()
+            end_all(attempt.quarry, 0)
+            ended = attempt.ended("lost", f"a fault of the pilot: {error!r}")
+        with self._lock:
+            ended = self._with_cause(ended)
+            self._slots.release(attempt)
+            starting = self._slots.start() if self._stopping is None else []
+            following = starting.pop(0) if starting else None
+            if following is None:
+                self._idle += 1
+            else:
+                self.processed += 1
+            self._dispatch(starting)
+            # before anyone is told that it runs no more: a drain must find its outcome delivered
+            self._report(ended, following is None)
+            self._lock.notify_all()
+        return following
+
+    def _with_cause(self, ended: Ended) -> Ended:
+        """``ended``, or the outcome of :meth:`drain` where the pilot's end is what ended it.
+
+        Who ends a whole allocation signals programs and worker in any order: an end by a signal
+        that is not ours waits for a moment to see whether the worker is to stop too.
+        """
+        # a shell or a launcher tells of a signal by its own exit code
+        told = ended.signal or (ended.exit_code or 0) - 128
+        if ended.outcome in ("signal", "exit") and told in _ENDING_SIGNALS:
+            self._lock.wait_for(lambda: self._stopping is not None, _CAUSE_WITHIN)
+        failed = ended.outcome == "signal" or (ended.outcome == "exit" and ended.exit_code != 0)
+        if failed and self._stopping is not None:
+            outcome, reason = self._stopping
+            return replace(ended, outcome=outcome, reason=reason)
+        return ended
+
+    def find(self, key: tuple[str, int]) -> Attempt | None:
+        """The attempt of that key that waits or runs here."""
+        with self._lock:
+            return self._slots.running.get(key) or self._slots.waiting.get(key)
+
+    def running(self) -> list[Attempt]:
+        """Attempts that run."""
+        with self._lock:
+            return list(self._slots.running.values())
+
+    def waiting(self) -> list[Attempt]:
+        """Attempts that wait for their cores, in order."""
+        with self._lock:
+            return list(self._slots.waiting.values())
+
+    def condemn(
+        self, verdicts: Sequence[tuple[tuple[str, int], Outcome, str]]
+    ) -> list[tuple[str, int]]:
+        """End attempts with imposed outcomes: waiting ones at once, running ones in the background.
+
+        Args:
+            verdicts: (key, outcome, reason) each.
+
+        Returns:
+            Keys that are not here.
+        """
+        unknown, withdrawn, doomed = [], [], []
+        with self._lock:
+            for key, outcome, reason in verdicts:
+                if (waiting := self._slots.withdraw(key)) is not None:
+                    withdrawn.append(waiting.ended(outcome, reason))
+                elif (attempt := self._slots.running.get(key)) is None:
+                    unknown.append(key)
+                elif attempt.condemn(outcome, reason):
+                    doomed.append(attempt)
+        for ended in withdrawn:
+            self._report(ended, True)
+        if doomed:
+            grace = max(attempt.spec.kill_grace for attempt in doomed)
+            end_in_background([attempt.quarry for attempt in doomed], grace)
+        return unknown
+
+    def drain(self, reason: str, outcome: Outcome = "drained") -> None:
+        """Start nothing more and end all that waits or runs; returns when it has ended.
+
+        Args:
+            reason: of each end.
+            outcome: ``drained`` tells the service that the whole pilot stops, ``lost`` that this
+                worker alone does.
+        """
+        with self._lock:
+            self._stopping = outcome, reason
+            self._lock.notify_all()
+            keys = [*self._slots.waiting, *self._slots.running]
+        self.condemn([(key, outcome, reason) for key in keys])
+        with self._lock:
+            self._lock.wait_for(lambda: not self._slots.running)
+
+    def on_apply(self, *args: Any, **kwargs: Any) -> Any:
+        """Never called: the worker knows no Celery task that runs in Python."""
+        raise NotImplementedError("a pilot's worker runs programs only")
+
+    def _get_info(self) -> dict[str, Any]:
+        info: dict[str, Any] = super()._get_info()  # type: ignore[misc]  # not in the stubs
+        info.update({"threads": len(self._threads), "processed": self.processed})
+        return info

@@ -1,0 +1,194 @@
+"""Runs one attempt from work directory to outcome; called on a waiter thread of the pool."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from balsam_celery.durations import format_duration
+from balsam_celery.errors import BalsamError
+from balsam_celery.launchers import Launch, Launcher, find_launcher, launch, needs_launcher
+from balsam_celery.pilot.attempt import Attempt
+from balsam_celery.pilot.context import WorkerContext
+from balsam_celery.pilot.environment import Environments
+from balsam_celery.pilot.output import Output
+from balsam_celery.pilot.process import Exit, Spawner, end_all, end_in_background
+from balsam_celery.wire import Ended, Outcome, TaskSpec
+
+logger = logging.getLogger(__name__)
+
+
+class Runner:
+    """Runs attempts for one worker.
+
+    Args:
+        context: the worker.
+        spawner: starts and reaps its programs.
+        on_start: told of each attempt whose program runs now.
+    """
+
+    def __init__(
+        self, context: WorkerContext, spawner: Spawner, on_start: Callable[[Attempt], None]
+    ) -> None:
+        self._context = context
+        self._spawner = spawner
+        self._on_start = on_start
+        self._launchers: dict[str | None, Launcher] = {}
+        self._launchers_lock = threading.Lock()
+        settings = context.pilot.site.settings
+        self._settings = settings
+        self._pinned = {node.name: node.pinned for node in context.nodes}
+        self._virtual = settings.scheduler.kind == "local"
+        nodefile = context.pilot.directory / f"{context.node}.nodes"
+        nodefile.write_text("".join(f"{node.name}\n" for node in context.nodes), encoding="utf-8")
+        self._environments = Environments(context, str(nodefile))
+
+    def run(self, attempt: Attempt) -> Ended:
+        """Run it to its end; when this returns no process of it lives."""
+        try:
+            output, started = self._start(attempt)
+        except (OSError, ValueError, BalsamError) as error:
+            verdict = attempt.finish()
+            outcome, reason = verdict or ("cannot-start", f"cannot start: {_why(error)}")
+            return attempt.ended(outcome, reason)
+        if started is None:
+            outcome, reason = attempt.finish() or ("killed", "")
+            return attempt.ended(outcome, reason)
+        return self._watch(attempt, output, started)
+
+    def _start(self, attempt: Attempt) -> tuple[Output, str | None]:
+        """Make everything ready and start the program; returns its environment's digest."""
+        spec = attempt.spec
+        directory = Path(spec.work_dir)
+        _make_directory(spec.work_dir)
+        if spec.staged is not None:
+            shutil.copytree(spec.staged, directory, symlinks=True, dirs_exist_ok=True)
+        command = self._command(spec)
+        environment, digest = self._environments.make(
+            attempt, command.environment, _write_files(spec, directory)
+        )
+        output = Output(directory)
+        try:
+            if attempt.verdict is not None:
+                output.close(0)
+                return output, None
+            started = time.time()
+            pid = self._spawner.start(
+                command.argv,
+                environment,
+                spec.work_dir,
+                output.files,
+                cores=self._cores(spec),
+                brand=attempt.brand,
+            )
+        except BaseException:
+            output.close(0)
+            raise
+        if attempt.has_started(pid, started):
+            end_in_background([attempt.quarry], spec.kill_grace)
+        self._on_start(attempt)
+        return output, digest
+
+    def _command(self, spec: TaskSpec) -> Launch:
+        launcher = self._launcher(spec.launcher) if needs_launcher(spec) else None
+        one_host = self._virtual or len(spec.shares) == 1
+        return launch(spec, launcher, one_host=one_host, root=os.geteuid() == 0)
+
+    def _launcher(self, kind: str | None) -> Launcher:
+        with self._launchers_lock:
+            if kind not in self._launchers:
+                environment = self._context.pilot.environment
+                self._launchers[kind] = find_launcher(self._settings.launcher, kind, environment)
+            return self._launchers[kind]
+
+    def _cores(self, spec: TaskSpec) -> frozenset[int]:
+        """Cores to bind to: only real ones, and all of the attempt's on this machine."""
+        shares = spec.shares
+        if not spec.pin or not all(self._pinned.get(share.node, False) for share in shares):
+            return frozenset()
+        return frozenset(core for share in shares for core in share.cores)
+
+    def _watch(self, attempt: Attempt, output: Output, digest: str) -> Ended:
+        spec = attempt.spec
+        assert attempt.pid is not None, "it was started"
+        end = self._spawner.wait(attempt.pid)
+        now = time.time()
+        verdict = attempt.finish()
+        if verdict is not None or self._spawner.left_behind(attempt.brand):
+            # a kill leaves no process anywhere (R8), and nothing outlives its program
+            end_all(attempt.quarry, spec.kill_grace, self._spawner)
+        outcome, reason = verdict or _verdict(end)
+        stdout, stderr = output.close(self._settings.pilot.output_tail)
+        return Ended(
+            id=spec.id,
+            attempt=spec.attempt,
+            outcome=outcome,
+            reason=reason,
+            ended=now if verdict is None else time.time(),
+            started=attempt.started,
+            exit_code=end.code,
+            signal=end.signal,
+            user_time=end.user_time,
+            system_time=end.system_time,
+            max_memory=max(end.max_memory, attempt.peak),
+            stdout_tail=stdout,
+            stderr_tail=stderr,
+            argv=spec.argv,
+            environment_digest=digest,
+        )
+
+
+def _make_directory(path: str) -> None:
+    try:
+        os.mkdir(path)  # noqa: PTH102 - on the path of every attempt
+    except FileNotFoundError:
+        os.makedirs(path, exist_ok=True)  # noqa: PTH103 - as above
+    except FileExistsError:
+        if not os.path.isdir(path):  # noqa: PTH112 - as above
+            raise
+
+
+def _write_files(spec: TaskSpec, directory: Path) -> dict[str, str]:
+    """Files that tell the program more than variables can; returns the variables naming them."""
+    files = {}
+    if spec.inputs is not None:
+        inputs = directory / "inputs.json"
+        inputs.write_text(json.dumps(spec.inputs), encoding="utf-8")
+        files["BALSAM_INPUTS"] = str(inputs)
+    if len(spec.shares) > 1:
+        nodefile = directory / "nodefile"
+        nodefile.write_text("".join(f"{share.node}\n" for share in spec.shares), encoding="utf-8")
+        files["BALSAM_NODEFILE"] = str(nodefile)
+    return files
+
+
+def _verdict(end: Exit) -> tuple[Outcome, str]:
+    if end.signal is not None:
+        return "signal", f"ended by signal {end.signal} ({_signal_name(end.signal)})"
+    return "exit", "" if end.code == 0 else f"exit code {end.code}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "real-time" if number >= signal.SIGRTMIN else "unknown"
+
+
+def _why(error: Exception) -> str:
+    """One line that names what is in the way."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def timeout_reason(spec: TaskSpec) -> str:
+    """Reason of an attempt whose time is over."""
+    return f"its wall_time of {format_duration(spec.wall_time)} was over"

@@ -1,0 +1,77 @@
+"""A worker's watch: wall times, orphans, the pilot's life, and the signal to drain."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+from balsam_celery.pilot.pool import AttemptPool
+from balsam_celery.pilot.process import Spawner, peak_memory
+from balsam_celery.pilot.runner import timeout_reason
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between looks when nothing is due.
+_TICK = 1.0
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Watchdog(threading.Thread):
+    """The thread. Make it on the main thread: it takes the process's signals.
+
+    Args:
+        pool: whose attempts it watches.
+        spawner: whose orphans it reaps.
+        parent: pid of the pilot's main process.
+        on_drain: called once, on this thread, when the worker is to stop; with the reason.
+    """
+
+    def __init__(
+        self, pool: AttemptPool, spawner: Spawner, parent: int, on_drain: Callable[[str], None]
+    ) -> None:
+        super().__init__(name="watchdog", daemon=True)
+        self._pool = pool
+        self._spawner = spawner
+        self._parent = parent
+        self._on_drain = on_drain
+        self._wake, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        for number in _SIGNALS:
+            signal.signal(number, _noted)
+        # the kernel's signal becomes a byte here whatever the main thread is busy with
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+
+    def run(self) -> None:
+        """Watch until the worker is to stop."""
+        while True:
+            ready, _, _ = select.select([self._wake], [], [], self._check())
+            if ready and any(number in _SIGNALS for number in os.read(self._wake, 64)):
+                self._on_drain("its pilot stops")
+                return
+            if os.getppid() != self._parent:
+                self._on_drain("the main process of its pilot died")
+                return
+
+    def _check(self) -> float:
+        """Act on what is due; returns seconds until the next look."""
+        now = time.monotonic()
+        running = self._pool.running()
+        late = [attempt for attempt in running if attempt.deadline <= now]
+        if late:
+            self._pool.condemn(
+                [(attempt.key, "timeout", timeout_reason(attempt.spec)) for attempt in late]
+            )
+        for attempt in running:
+            if attempt.pid is not None and not attempt.over:
+                attempt.peak = max(attempt.peak, peak_memory(attempt.pid))
+        self._spawner.orphans()
+        due = min((a.deadline for a in running if a.deadline > now), default=now + _TICK)
+        return max(0.0, min(_TICK, due - now))
+
+
+def _noted(number: int, frame: object) -> None:
+    """A handler, so that the signal does not end the process; the wake-up pipe tells of it."""

@@ -1,0 +1,147 @@
+"""The life of one worker of a pilot: a forked process that never returns."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from celery import Celery
+from celery.worker import state
+
+from balsam_celery.celeryapp import redis_client
+from balsam_celery.outbox import Outbox
+from balsam_celery.pilot import control, strategy
+from balsam_celery.pilot.consumer import PilotConsumer
+from balsam_celery.pilot.context import WorkerContext
+from balsam_celery.pilot.courier import Courier
+from balsam_celery.pilot.desk import Desk
+from balsam_celery.pilot.pool import AttemptPool
+from balsam_celery.pilot.process import Spawner
+from balsam_celery.pilot.runner import Runner
+from balsam_celery.pilot.slots import Slots
+from balsam_celery.pilot.watchdog import Watchdog
+from balsam_celery.procs import become_subreaper
+from balsam_celery.wire import Ended
+
+logger = logging.getLogger(__name__)
+#: Celery's flags of a worker that is to stop; its stubs take them for constants.
+celery_state: Any = state
+
+#: Exit status of a worker that stopped as told, with every outcome acknowledged or not.
+DELIVERED, UNDELIVERED = 0, 3
+#: Seconds that a stopping worker waits for acknowledgements, and for Celery's own end.
+ACKNOWLEDGE_WITHIN = 5.0
+_CELERY_STOPS_WITHIN = 3.0
+_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+def log_to(path: Path, level: str) -> None:
+    """Send this process's log to a file."""
+    logging.basicConfig(filename=path, level=level, format=_LOG_FORMAT, force=True)
+    logging.captureWarnings(True)
+
+
+def fork(context: WorkerContext, app: Celery[Any], ready: int) -> int:
+    """Fork a worker and return its pid.
+
+    Args:
+        context: which one.
+        app: an application that has no connection yet.
+        ready: the write end of a pipe; a byte tells that the worker consumes.
+    """
+    parent = os.getpid()
+    gc.freeze()  # pages that the collector does not touch stay shared
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        status = _live(context, app, ready, parent)
+    except BaseException:
+        traceback.print_exc()
+        logger.exception("the worker fails")
+    finally:
+        logging.shutdown()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _live(context: WorkerContext, app: Celery[Any], ready: int, parent: int) -> int:
+    settings = context.pilot.site.settings
+    log_to(context.log_path, settings.logs.level)
+    become_subreaper()
+    control.install()
+    threading.excepthook = _thread_failed
+    outbox = Outbox(context.outbox_path)
+    worker: Any = app.WorkController(
+        hostname=context.name,
+        pool_cls=AttemptPool,
+        consumer_cls=PilotConsumer,
+        concurrency=context.capacity,
+        queues=[context.queue],
+        loglevel=settings.logs.level,
+        task_events=False,
+        without_gossip=True,
+        without_mingle=True,
+        ready_callback=lambda _: os.write(ready, b"r"),
+    )
+    pool: AttemptPool = worker.pool
+
+    def set_limit(limit: int) -> None:
+        pool.limit = limit
+
+    client = redis_client(context.pilot.site, timeout=5.0)
+    courier = Courier(context, outbox, client, set_limit)
+    spawner = Spawner()
+    slots = Slots((node.name, core) for node in context.nodes for core in node.cores)
+    pool.attach(slots, Runner(context, spawner, courier.announce).run, courier.put)
+    desk = worker.desk = Desk(outbox, pool, courier)
+    strategy.register(app, desk)
+    stopped = threading.Event()
+
+    def drain(reason: str) -> None:
+        pool.drain(reason)
+        delivered = courier.finish(ACKNOWLEDGE_WITHIN)
+        celery_state.should_stop = DELIVERED if delivered else UNDELIVERED
+        worker.hub.call_soon(_nothing)  # its loop looks at the flag only when it turns
+        if not stopped.wait(_CELERY_STOPS_WITHIN):
+            logger.warning("Celery does not stop; nothing is lost")
+            logging.shutdown()
+            os._exit(celery_state.should_stop)
+
+    watchdog = Watchdog(pool, spawner, parent, drain)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    courier.start()
+    for task, attempt in outbox.lost:
+        courier.put(Ended(task, attempt, "lost", "its worker died", ended=time.time()), True)
+    watchdog.start()
+    worker.start()
+    status: int | None = celery_state.should_stop
+    if status is None:
+        # stopped by remote control or by a fault: its programs must not outlive it
+        pool.drain("its worker stops", "lost")
+        courier.finish(ACKNOWLEDGE_WITHIN)
+        return 1
+    stopped.set()
+    return status
+
+
+def _thread_failed(arguments: threading.ExceptHookArgs) -> None:
+    """A worker without one of its threads would only seem to live: the pilot replaces it."""
+    name = arguments.thread.name if arguments.thread else "a thread"
+    error = arguments.exc_value or arguments.exc_type()
+    logger.critical("%s fails: the worker ends", name, exc_info=error)
+    logging.shutdown()
+    os._exit(1)
+
+
+def _nothing() -> None:
+    """Wakes the event loop."""

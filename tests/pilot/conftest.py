@@ -1,0 +1,27 @@
+"""A site and its service for each test, and a shared pilot where tests do not disturb it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.pilot.service import Pilot, Service, make_site
+from tests.redis_server import RedisServer
+
+
+@pytest.fixture
+def service(tmp_path: Path, redis_server: RedisServer) -> Iterator[Service]:
+    service = Service(make_site(tmp_path / "site", redis_server), redis_server)
+    yield service
+    service.close()
+
+
+@pytest.fixture(scope="module")
+def pilot(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Iterator[Pilot]:
+    """A pilot of one node with two cores, shared by the tests of a module."""
+    directory = tmp_path_factory.mktemp("pilot") / "site"
+    service = Service(make_site(directory, redis_server), redis_server)
+    yield service.start([2])
+    service.close()

@@ -1,0 +1,60 @@
+"""A worker that does not stay alive: its outcomes arrive, then the service is told."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from balsam_celery import procs
+from balsam_celery.outbox import read_outbox
+from balsam_celery.wire import Ended, WorkerLost
+from tests.pilot.service import Pilot, Service
+from tests.waiting import wait_until
+
+
+def kill_until_given_up(pilot: Pilot, node: str) -> None:
+    """Kill the worker of a node whenever it lives, until the pilot starts it no more."""
+    log = pilot.directory / "pilot.log"
+
+    def given_up() -> bool:
+        process = procs.identity(pilot.pid_of(node))
+        if process is not None:
+            os.kill(process.pid, signal.SIGKILL)
+            wait_until(lambda: not procs.alive(process), 10, "it is dead")
+        return f"worker {node}@{pilot.id} is given up" in log.read_text()
+
+    wait_until(given_up, 60, "it is given up")
+
+
+def test_its_outcomes_come_first(service: Service) -> None:
+    pilot = service.start([1, 1])
+    service.acknowledge = False
+    pilot.run(pilot.spec("done", "/bin/true"), pilot.spec("runs", "/bin/sleep", "100"))
+    beside = pilot.spec("beside", "/bin/sleep", "100", shares=(pilot.share("n1"),))
+    pilot.run(beside, node="n1")
+    service.ended("done")
+    wait_until(lambda: pilot.inspect("active"), 10, "it runs")
+    kill_until_given_up(pilot, "n0")
+    outcomes = {e.id: e.outcome for e in read_outbox(pilot.directory / "n0.outbox")}
+    assert outcomes == {"done": "exit", "runs": "lost"}
+    assert not [lost for lost in service.all(WorkerLost) if not lost.restarted], "not before that"
+    service.acknowledge = True
+    wait_until(
+        lambda: any(not lost.restarted for lost in service.all(WorkerLost)), 30, "the loss is told"
+    )
+    told = [record for _, _, _, record in service.records]
+    last = next(
+        i for i, one in enumerate(told) if isinstance(one, WorkerLost) and not one.restarted
+    )
+    assert {one.id for one in told[:last] if isinstance(one, Ended)} == {"done", "runs"}
+    [active] = pilot.inspect("active", "n1")
+    assert active["id"] == "beside", "the other node never noticed"
+
+
+def test_the_last_one_ends_the_pilot(service: Service) -> None:
+    pilot = service.start([1])
+    pilot.run(pilot.spec("runs", "/bin/sleep", "100"))
+    wait_until(lambda: pilot.inspect("active"), 10, "it runs")
+    kill_until_given_up(pilot, "n0")
+    assert pilot.wait_ended() == 0
+    assert service.ended("runs").outcome == "lost"
