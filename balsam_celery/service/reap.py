@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 
 import redis
+from sqlalchemy import Connection, select
 
+from balsam_celery import keys
+from balsam_celery.outbox import read_outbox
+from balsam_celery.resources import NodeCapacity
 from balsam_celery.site import Site
+from balsam_celery.store import allocations, schema
+from balsam_celery.store.allocations import LIVE_PILOTS
 from balsam_celery.store.engine import Store
-from balsam_celery.wire import Ended
+from balsam_celery.store.rows import AllocationRow, AllocationState, PilotRow, PilotState
+from balsam_celery.wire import Ended, from_plain
+
+log = logging.getLogger(__name__)
+
+#: Outcomes recorded in one transaction.
+_BATCH = 200
+
+Attempt = tuple[str, int]
 
 
 def reap(
@@ -16,20 +32,144 @@ def reap(
     site: Site,
     allocation: str,
     *,
-    record: Callable[[Sequence[Ended]], None],
+    record: Callable[[Sequence[Ended]], object],
     client: redis.Redis | None,
 ) -> list[str]:
     """Record what the outboxes hold, restart the rest, end the pilots.
 
+    Harmless when run twice: what is recorded once changes nothing the second time.
+
     Args:
+        store: the site's database.
+        site: the site.
         allocation: id of an allocation that is ENDED.
         record: records outcomes in committed transactions (``service.record``), as for
             outcomes that arrived through the inbox. It is called first with what the outboxes
-            hold, then with one made-up ``Ended(outcome="drained", reason="allocation … ended…")``
-            for each attempt that is still DISPATCHED or RUNNING.
+            hold, then with one made-up ``drained`` outcome for each attempt that is still open.
         client: where the pilots' keys are deleted; ``None`` when Redis is away.
 
     Returns:
-        Ids of the pilots that were marked ENDED, for the ledger.
+        Ids of the pilots that are ENDED now, for the ledger.
+
+    Raises:
+        NotFound: no such allocation.
+        StoreError: the database did not answer.
+        ValueError: the scheduler has not said that the allocation has ended.
     """
-    raise NotImplementedError
+    with store.read() as conn:
+        row = allocations.get_allocation(conn, allocation)
+        pilots = allocations.list_pilots(conn, allocation=row.id)
+    if row.state is not AllocationState.ENDED:
+        raise ValueError(f"allocation {row.id} is {row.state}, not ENDED")
+    ids = [pilot.id for pilot in pilots]
+    unread = _record_outboxes(store, row, ids, record)
+    reason = f"allocation {row.id} ended: {row.reason}"
+    if unread:
+        reason += f" (outcomes could not be read: {'; '.join(unread)})"
+    ended = row.ended if row.ended is not None else store.clock()
+    left = [
+        Ended(id, attempt, "drained", reason, max(ended, started or 0.0), started)
+        for (id, attempt), started in sorted(_open_attempts(store, ids).items())
+    ]
+    for first in range(0, len(left), _BATCH):
+        record(left[first : first + _BATCH])
+    if left:
+        log.warning("%d attempts were cut short: %s", len(left), reason)
+    store.run(lambda conn: _end_pilots(conn, ids, row, store.clock()))
+    if client is not None:
+        for pilot in pilots:
+            delete_keys(client, site.settings.key_prefix, pilot)
+    return ids
+
+
+def _record_outboxes(
+    store: Store,
+    row: AllocationRow,
+    pilots: Sequence[str],
+    record: Callable[[Sequence[Ended]], object],
+) -> list[str]:
+    """Record outcomes of open attempts; returns what could not be read, and why."""
+    unread = []
+    for pilot in pilots:
+        directory = Path(row.run_dir) / pilot
+        waiting = _open_attempts(store, [pilot])
+        if not waiting:
+            continue
+        try:
+            files = sorted(path for path in directory.iterdir() if path.suffix == ".outbox")
+        except OSError as error:
+            unread.append(f"{directory}: {error.strerror}")
+            continue
+        for path in files:
+            try:
+                found = _wanted(read_outbox(path), waiting)
+            except OSError as error:
+                unread.append(f"{path}: {error.strerror}")
+                continue
+            for first in range(0, len(found), _BATCH):
+                record(found[first : first + _BATCH])
+    return unread
+
+
+def _wanted(outcomes: Sequence[Ended], waiting: Collection[Attempt]) -> list[Ended]:
+    return [one for one in outcomes if (one.id, one.attempt) in waiting]
+
+
+def _open_attempts(store: Store, pilots: Sequence[str]) -> dict[Attempt, float | None]:
+    """Attempts without an end on the pilots, and when each started."""
+    attempt = schema.attempt.c
+    query = select(attempt.task, attempt.number, attempt.started).where(
+        attempt.pilot.in_(pilots), attempt.ended.is_(None)
+    )
+    with store.read() as conn:
+        return {(row.task, row.number): row.started for row in conn.execute(query)}
+
+
+def _end_pilots(conn: Connection, pilots: Sequence[str], row: AllocationRow, now: float) -> None:
+    for pilot in allocations.list_pilots(conn, LIVE_PILOTS, allocation=row.id):
+        if pilot.id in pilots:
+            allocations.update_pilot(
+                conn,
+                pilot.id,
+                LIVE_PILOTS,
+                state=PilotState.ENDED,
+                ended=row.ended if row.ended is not None else now,
+                reason=pilot.reason or row.reason,
+            )
+
+
+def delete_keys(client: redis.Redis, prefix: str, pilot: PilotRow) -> None:
+    """Delete all that a dead pilot and its workers have in Redis.
+
+    A worker that was killed leaves its queue, and a mailbox for remote control that would gather
+    every broadcast for ever. A failure is logged; ``housekeep.sweep`` tries again.
+    """
+    names = [from_plain(NodeCapacity, plain).name for plain in pilot.nodes]
+    doomed = [
+        keys.control(prefix, pilot.id),
+        keys.heartbeats(prefix, pilot.id),
+        keys.limits(prefix, pilot.id),
+        keys.acks(prefix, pilot.id, "pilot"),
+    ]
+    mailboxes = []
+    for node in (*names, keys.GANG):
+        queue = keys.pilot_queue(pilot.id, node)
+        mailbox = f"{keys.worker_name(pilot.id, node)}.celery.pidbox"
+        mailboxes.append(mailbox.encode())
+        doomed += [
+            keys.acks(prefix, pilot.id, node),
+            prefix + queue,
+            f"{prefix}_kombu.binding.{queue}",
+            prefix + mailbox,
+        ]
+    bindings = f"{prefix}_kombu.binding.celery.pidbox"
+    try:
+        members = client.smembers(bindings)
+        bound = [member for member in members if any(box in member for box in mailboxes)]
+        with client.pipeline(transaction=False) as pipe:
+            pipe.delete(*doomed)
+            if bound:
+                pipe.srem(bindings, *bound)
+            pipe.execute()
+    except redis.RedisError as error:
+        log.warning("keys of pilot %s are not deleted yet: %s", pilot.id, error)

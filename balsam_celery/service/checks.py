@@ -1,0 +1,189 @@
+"""Finds steps and hooks that no worker knows any more: their worker died, or Redis lost them.
+
+Workers on the login node keep no outbox. So the service asks: a message that waits in no queue and
+that no living worker knows, twice in a row with a pause between, is lost, and is sent again (a step
+as a new attempt, so that a late end of the old one changes nothing).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+from celery import Celery
+from sqlalchemy import Connection, select, text
+
+from balsam_celery import keys
+from balsam_celery.service import steps
+from balsam_celery.service.cases import Batch, Change
+from balsam_celery.service.hooks import Outstanding, StepKey
+from balsam_celery.service.leading import Leadership
+from balsam_celery.service.release import settle
+from balsam_celery.store import schema
+from balsam_celery.store.engine import Store
+from balsam_celery.store.rows import EffectKind
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two checks, and before a message that was just sent is asked for.
+PAUSE = 10.0
+#: Seconds that workers have to answer.
+_ANSWER = 2.0
+_MANY = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class _Sought:
+    """A message that should be somewhere: its Celery id and queue."""
+
+    id: str
+    queue: str
+
+
+class Checks:
+    """Asks at most once in :data:`PAUSE` seconds; for one thread at a time."""
+
+    def __init__(
+        self,
+        store: Store,
+        app: Celery[Any],
+        client: redis.Redis,
+        prefix: str,
+        leadership: Leadership,
+        outstanding: Outstanding,
+    ) -> None:
+        self._store = store
+        self._app = app
+        self._client = client
+        self._prefix = prefix
+        self._leadership = leadership
+        self._outstanding = outstanding
+        self._missed: set[object] = set()
+        self._checked = 0.0
+
+    def run(self) -> list[Change]:
+        """Look for lost steps and hooks when it is time to; returns what changed in SQL.
+
+        Raises:
+            redis.exceptions.RedisError, kombu.exceptions.OperationalError: Redis is away.
+            StoreError: the database did not answer.
+            NotLeading: another service leads now.
+        """
+        now = self._store.clock()
+        if self._checked <= now < self._checked + PAUSE:
+            return []
+        self._checked = now
+        with self._store.read() as conn:
+            open_steps = _open_steps(conn, now - PAUSE)
+        open_hooks = {
+            key: f"{key[0]}.{key[1]}.{key[2]}"
+            for key, sent in list(self._outstanding.sent.items())
+            if sent <= now - PAUSE
+        }
+        missing_steps = self._missing(open_steps, keys.TASKS_QUEUE)
+        missing_hooks = self._missing(
+            {key: _Sought(id, keys.TRANSITIONS_QUEUE) for key, id in open_hooks.items()},
+            keys.TRANSITIONS_QUEUE,
+        )
+        missing: set[object] = {*missing_steps, *missing_hooks}
+        lost, self._missed = missing & self._missed, missing - self._missed
+        self._send_again([key for key in missing_hooks if key in lost])
+        return self._restart([key for key in missing_steps if key in lost])
+
+    def _missing(self, sought: dict[Any, _Sought], role: str) -> list[Any]:
+        """Keys of messages that are in no queue and that no worker of ``role`` knows."""
+        if not sought:
+            return []
+        ids = [one.id for one in sought.values()]
+        known = self._known(ids, role)
+        if known is None:
+            return []
+        # queues after workers: what a worker took in between has left the queue only after it
+        # was asked, and counts as missing once, not twice
+        for queue in {one.queue for one in sought.values()}:
+            known |= self._queued(queue)
+        return [key for key, one in sought.items() if one.id not in known]
+
+    def _known(self, ids: Collection[str], role: str) -> set[str] | None:
+        """Ids that the living workers of ``role`` have; ``None``: none of them answers."""
+        matcher: Any = "glob"  # its name, whatever the stubs say
+        inspect = self._app.control.inspect(timeout=_ANSWER, pattern=f"{role}@*", matcher=matcher)
+        answers = inspect.query_task(*ids)
+        if not answers:
+            return None
+        return {id for answer in answers.values() for id in answer}
+
+    def _queued(self, queue: str) -> set[str]:
+        return set(_ids(self._client.lrange(f"{self._prefix}{queue}", 0, -1)))
+
+    def _send_again(self, lost: Iterable[StepKey]) -> None:
+        for key in lost:
+            log.warning("step %s of task %s was lost and is sent again", key[2], key[0])
+            self._outstanding.sent.pop(key, None)
+
+    def _restart(self, lost: Collection[tuple[str, int]]) -> list[Change]:
+        if not lost:
+            return []
+        log.warning("%d steps were lost with their worker and start again", len(lost))
+        self._drop_unacknowledged({id for id, _ in lost})
+
+        def write(conn: Connection) -> list[Change]:
+            batch = Batch(conn, self._store.clock(), "service")
+            for id, attempt in lost:
+                steps.lost(batch, id, attempt, "its worker died")
+            settle(batch)
+            return batch.changes
+
+        return self._leadership.run(write)
+
+    def _drop_unacknowledged(self, ids: Collection[str]) -> None:
+        """Keep kombu from restoring, an hour later, what the dead worker had not acknowledged."""
+        key = f"{self._prefix}unacked"
+        for tag, stored in self._client.hscan_iter(key):
+            if any(id in ids for id in _ids([_first(stored)])):
+                self._client.hdel(key, tag)
+
+
+def _open_steps(conn: Connection, before: float) -> dict[tuple[str, int], _Sought]:
+    """Steps that were sent, by (id, attempt), whose message is not waiting as an effect."""
+    task, effect = schema.task, schema.effect
+    unsent = (
+        select(effect.c.id)
+        .where(effect.c.task == task.c.id, effect.c.kind == EffectKind.SEND.value)
+        .exists()
+    )
+    query = (
+        select(task.c.id, task.c.attempt, task.c.celery)
+        .where(text(schema.ON_PILOT_SQL), task.c.kind == "celery", task.c.changed < before, ~unsent)
+        .limit(_MANY)
+    )
+    return {
+        (row.id, row.attempt): _Sought(
+            row.id, (row.celery.get("options") or {}).get("queue") or keys.TASKS_QUEUE
+        )
+        for row in conn.execute(query)
+    }
+
+
+def _first(stored: bytes | str) -> bytes:
+    """The message in an entry of kombu's table of unacknowledged ones: [message, exchange, key]."""
+    try:
+        entry = json.loads(stored)
+    except ValueError:
+        return b""
+    return json.dumps(entry[0]).encode() if isinstance(entry, list) and entry else b""
+
+
+def _ids(messages: Iterable[bytes | str]) -> Iterable[str]:
+    """Celery ids in raw messages; what is not one of Celery's messages has none."""
+    for message in messages:
+        try:
+            id = json.loads(message)["headers"]["id"]
+        except (ValueError, KeyError, TypeError):
+            continue
+        if isinstance(id, str):
+            yield id

@@ -1,0 +1,112 @@
+"""What the leader sends: bundles of tasks, kill orders, hooks, limits."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict, deque
+from collections.abc import Collection
+from typing import Any
+
+import redis
+from celery import Celery
+
+from balsam_celery import keys
+from balsam_celery.ledger import Ledger, concurrency
+from balsam_celery.service import hooks, kill
+from balsam_celery.service.place import Sent
+from balsam_celery.service.publish import Publisher
+from balsam_celery.service.specs import BUNDLE
+from balsam_celery.site import Site
+from balsam_celery.store.rows import TaskRow
+from balsam_celery.wire import TaskSpec, to_plain
+
+#: Seconds for which the same revoke, forwarded by every worker, is passed on only once.
+_SAME = 10.0
+#: Seconds between two writes of a pilot's concurrency.
+_LIMITS = 1.0
+
+
+class Dispatcher:
+    """Sends; for the engine's thread.
+
+    Methods may raise ``kombu.exceptions.OperationalError`` or ``redis.exceptions.RedisError``:
+    bundles that were not sent are kept and sent first next time.
+    """
+
+    def __init__(self, app: Celery[Any], client: redis.Redis, site: Site) -> None:
+        self._app = app
+        self._client = client
+        self._run_dir = site.run_dir
+        self._prefix = site.settings.key_prefix
+        self._publisher = Publisher(app)
+        self._waiting: deque[tuple[str, list[TaskSpec]]] = deque()
+        self._revoked: dict[tuple[str, ...], float] = {}
+        self._told: dict[str, tuple[float, dict[str, int]]] = {}
+        self._seen: Ledger | None = None
+
+    def add(self, sent: Collection[Sent]) -> None:
+        """Keep committed attempts to be published, in bundles by worker."""
+        by_queue: dict[str, list[TaskSpec]] = defaultdict(list)
+        for one in sent:
+            by_queue[keys.pilot_queue(one.pilot, one.worker)].append(one.spec)
+        for queue, specs in by_queue.items():
+            for first in range(0, len(specs), BUNDLE):
+                self._waiting.append((queue, specs[first : first + BUNDLE]))
+
+    def flush(self) -> None:
+        """Publish what waits."""
+        while self._waiting:
+            queue, bundle = self._waiting[0]
+            self._publisher.task(queue, keys.RUN, [[to_plain(spec) for spec in bundle]])
+            self._waiting.popleft()
+
+    def forget(self) -> None:
+        """Drop what waits: another leader finds it (no worker holds it)."""
+        self._waiting.clear()
+        self._told.clear()
+
+    def hooks(self, pending: Collection[hooks.Pending]) -> None:
+        """Send steps to the transitions worker."""
+        hooks.send(self._publisher, pending, self._run_dir)
+
+    def kill(self, programs: Collection[TaskRow], steps: Collection[TaskRow]) -> None:
+        """Send kill orders; steps are revoked on the tasks worker."""
+        kill.order(self._publisher, programs)
+        if steps:
+            attempts = {row.id: row.attempt for row in steps}
+            kill.revoke_ordinary(
+                self._app, self._publisher, list(attempts), terminate=True, attempts=attempts
+            )
+
+    def revoke(self, ids: tuple[str, ...], *, terminate: bool) -> None:
+        """Revoke ordinary Celery tasks, once for the many workers that forward it."""
+        now = time.monotonic()
+        self._revoked = {key: at for key, at in self._revoked.items() if now - at < _SAME}
+        key = (str(terminate), *ids)
+        if key not in self._revoked:
+            kill.revoke_ordinary(self._app, self._publisher, ids, terminate=terminate)
+            self._revoked[key] = now
+
+    def limits(self, ledger: Ledger, now: float) -> None:
+        """Tell the pilots what each worker may run at once, when that changed."""
+        if ledger is self._seen:
+            return
+        is_all_told = True
+        for pilot in ledger.pilots.values():
+            nodes, gang = concurrency(pilot)
+            values = {**nodes, keys.GANG: gang} if len(nodes) > 1 else nodes
+            at, told = self._told.get(pilot.id, (0.0, {}))
+            if values == told:
+                continue
+            if now < at + _LIMITS:
+                is_all_told = False
+                continue
+            mapping: dict[Any, Any] = dict(values)
+            self._client.hset(keys.limits(self._prefix, pilot.id), mapping=mapping)
+            self._told[pilot.id] = (now, values)
+        self._told = {id: told for id, told in self._told.items() if id in ledger.pilots}
+        self._seen = ledger if is_all_told else None
+
+    def close(self) -> None:
+        """Drop the connection."""
+        self._publisher.close()

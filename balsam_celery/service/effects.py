@@ -1,0 +1,202 @@
+"""Performs effects: Celery results, steps' messages, errbacks (R7).
+
+Each is repeated until it is acknowledged, and each is harmless when done twice: a result is
+brought in line with the row as it is then, a step's message carries its attempt, an errback's rows
+have fixed ids.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+from kombu.utils.json import loads as kombu_loads
+from redis.exceptions import RedisError
+from sqlalchemy import Connection
+
+from balsam_celery import keys
+from balsam_celery.errors import InvalidInput, NotFound
+from balsam_celery.service import flower_events
+from balsam_celery.service.outcome import celery_result
+from balsam_celery.service.publish import Publisher
+from balsam_celery.service.release import full_arguments, parent_results
+from balsam_celery.states import FINAL, ON_PILOT
+from balsam_celery.store import effects, queries
+from balsam_celery.store.engine import Store
+from balsam_celery.store.errbacks import instantiate
+from balsam_celery.store.insert import insert_tasks
+from balsam_celery.store.rows import AttemptRow, EffectKind, EffectRow, TaskRow
+
+log = logging.getLogger(__name__)
+
+#: Message header of a step: the number of its attempt.
+ATTEMPT_HEADER = "balsam_attempt"
+#: How many effects are performed in one go.
+BATCH = 200
+#: Longest pause, in seconds, before an effect that failed by itself is tried again.
+_LONGEST = 300.0
+#: What says that Redis is away, and not that something is wrong with one effect.
+AWAY = (OperationalError, RedisError, ConnectionError, TimeoutError)
+
+
+class ResultBackend(Protocol):
+    """What effects need of the application's result backend (``tasks.backend.SiteBackend``)."""
+
+    def store_final(self, task_id: str, state: str, result: Any) -> None:
+        """Store the result of a final task, without a worker's part (callbacks, diversion)."""
+
+    def forget(self, task_id: str) -> None:
+        """Drop a result."""
+
+    def exception_to_python(self, exc: Any) -> BaseException | None:
+        """The exception that a worker encoded."""
+
+
+class Performer:
+    """Performs due effects; for one thread.
+
+    Args:
+        store: the site's database.
+        app: the Celery application, whose backend is ``SiteBackend``.
+        publisher: for steps' messages and events.
+    """
+
+    def __init__(
+        self, store: Store, app: Celery[Any], publisher: Publisher, backend: ResultBackend
+    ) -> None:
+        self._store = store
+        self._app = app
+        self._publisher = publisher
+        self._backend = backend
+
+    def perform(self) -> int:
+        """Perform the effects that are due, at most :data:`BATCH`; returns how many were done.
+
+        Raises:
+            kombu.exceptions.OperationalError, redis.exceptions.RedisError: Redis is away.
+            StoreError: the database did not answer.
+        """
+        with self._store.read() as conn:
+            due = effects.due(conn, self._store.clock(), BATCH)
+            ids = sorted({effect.task for effect in due})
+            rows = queries.find_tasks(conn, ids) if ids else {}
+            attempts = queries.last_attempts(conn, ids) if ids else {}
+            sending = [rows[e.task] for e in due if e.kind is EffectKind.SEND and e.task in rows]
+            results = parent_results(conn, sending)
+        done: list[int] = []
+        events: list[flower_events.Event] = []
+        failed: list[EffectRow] = []
+        stuck: set[str] = set()
+        try:
+            for effect in due:
+                row = rows.get(effect.task)
+                if effect.task in stuck:
+                    continue  # the effects of a task keep their order
+                try:
+                    if row is not None:
+                        self._one(effect, row, attempts.get(row.id), results, events)
+                except AWAY:
+                    raise
+                except Exception:
+                    log.exception("effect %s of task %s", effect.kind, effect.task)
+                    failed.append(effect)
+                    stuck.add(effect.task)
+                else:
+                    done.append(effect.id)
+            flower_events.publish(self._app, self._publisher, events)
+        finally:
+            if done or failed:
+                self._store.run(lambda conn: self._note(conn, done, failed))
+        return len(done)
+
+    def _note(self, conn: Connection, done: Sequence[int], failed: Sequence[EffectRow]) -> None:
+        effects.done(conn, done)
+        for effect in failed:
+            pause = min(2.0**effect.tries, _LONGEST)
+            effects.failed(conn, effect.id, self._store.clock() + pause)
+
+    def _one(
+        self,
+        effect: EffectRow,
+        row: TaskRow,
+        attempt: AttemptRow | None,
+        results: dict[str, list[Any]],
+        events: list[flower_events.Event],
+    ) -> None:
+        if effect.kind in (EffectKind.RESULT, EffectKind.FORGET):
+            self._result(row)
+            if row.state in FINAL:
+                events += flower_events.of_final(row, attempt)
+            elif effect.kind is EffectKind.FORGET and row.kind == "program":
+                events.append(flower_events.retried(row.id, "", self._store.clock(), "retried"))
+        elif effect.kind is EffectKind.SEND:
+            if row.state in ON_PILOT and row.attempt == effect.payload["attempt"]:
+                self._send(row, results)
+        else:
+            self._errback(row, effect.payload)
+
+    def _result(self, row: TaskRow) -> None:
+        """Bring the Celery result in line with the row."""
+        if row.state not in FINAL:
+            self._backend.forget(row.id)
+            return
+        state, value = celery_result(row)
+        if state == "FAILURE" and isinstance(value, dict):
+            value = self._backend.exception_to_python(value)
+        self._backend.store_final(row.id, state, value)
+
+    def _send(self, row: TaskRow, results: dict[str, list[Any]]) -> None:
+        """Send the Celery message of a step, with nothing of its canvas in it."""
+        # typed values (dates) were kept as Celery's serializer writes them
+        options = kombu_loads(json.dumps(row.celery.get("options", {})))
+        arguments = full_arguments(row, results)
+        route = self._app.amqp.router.route(
+            {key: options[key] for key in ("queue",) if key in options}, row.application
+        )
+        queue = getattr(route.get("queue"), "name", route.get("queue")) or keys.TASKS_QUEUE
+        headers = {**(options.get("headers") or {}), ATTEMPT_HEADER: row.attempt}
+        known = {name: options[name] for name in _MESSAGE_OPTIONS if name in options}
+        self._publisher.task(
+            queue,
+            row.application,
+            arguments["args"],
+            arguments["kwargs"],
+            id=row.id,
+            headers=headers,
+            **known,
+        )
+
+    def _errback(self, row: TaskRow, errback: Mapping[str, Any]) -> None:
+        """Insert the rows of an errback, unless they are there."""
+        failure = {**(row.result if isinstance(row.result, dict) else {}), "task_id": row.id}
+        failure.setdefault("reason", row.reason)
+        failure.setdefault("name", row.name)
+        try:
+            rows = instantiate(errback, failure)
+        except InvalidInput as error:
+            log.warning("an errback of task %s cannot be called: %s", row.id, error)
+            return
+
+        def insert(conn: Connection) -> None:
+            try:
+                queries.get_task(conn, rows[0].id)
+            except NotFound:
+                insert_tasks(conn, rows, now=self._store.clock(), who="service")
+
+        self._store.run(insert)
+
+
+#: Options of a signature that are part of its message.
+_MESSAGE_OPTIONS = (
+    "expires",
+    "time_limit",
+    "soft_time_limit",
+    "shadow",
+    "parent_id",
+    "argsrepr",
+    "kwargsrepr",
+)

@@ -1,0 +1,162 @@
+"""Runs one step of staging or one hook, on the transitions worker: files and programs, no SQL."""
+
+from __future__ import annotations
+
+import glob
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from balsam_celery import procs
+from balsam_celery.wire import TransitionEnded
+
+#: What a handler may say, as the last line of its output.
+VERDICTS = ("restart", "finish", "fail")
+#: Bytes of a hook's output that its verdict and its reason are looked for in.
+_TAIL = 4096
+#: Seconds between TERM and KILL.
+_GRACE = 5.0
+
+
+def run(order: Mapping[str, Any], environ: Mapping[str, str], timeout: float) -> TransitionEnded:
+    """Do what ``order`` (from ``service.hooks.order``) says.
+
+    Args:
+        order: the step; JSON values.
+        environ: variables for programs, without secrets.
+        timeout: seconds; a program that takes longer is killed.
+
+    Returns:
+        What to report; whatever goes wrong is in its ``reason``.
+    """
+    step = order["step"]
+    verdict = None
+    try:
+        if step == "stage_in":
+            reason = _stage_in(order["hook"], Path(order["staged"]))
+        elif step == "stage_out":
+            reason = _stage_out(order["hook"], Path(order["work_dir"]))
+        else:
+            reason, verdict = _program(order, environ, timeout)
+    except OSError as error:
+        reason = f"{step}: {error.strerror or error}: {error.filename}"
+    return TransitionEnded(
+        id=order["id"],
+        attempt=order["attempt"],
+        step=step,
+        ok=not reason,
+        reason=reason or (f"the handler says {verdict}" if verdict else ""),
+        verdict=verdict,
+        time=time.time(),
+    )
+
+
+def _stage_in(entries: Sequence[Any], staged: Path) -> str:
+    """Copy files and directories (patterns are filled) into ``staged``; returns what failed."""
+    staged.mkdir(parents=True, exist_ok=True)
+    for entry in entries:
+        source, target = entry, staged
+        if isinstance(entry, dict):
+            source, target = entry.get("from"), staged / str(entry.get("to", ""))
+        if not isinstance(source, str) or not _is_inside(target, staged):
+            return f"stage_in: {entry!r}: give a path, or {{'from': path, 'to': name}}"
+        if reason := _copy(source, target, "stage_in"):
+            return reason
+    return ""
+
+
+def _stage_out(entries: Sequence[Any], work_dir: Path) -> str:
+    """Copy files out of ``work_dir``; returns what failed."""
+    for entry in entries:
+        if not (isinstance(entry, dict) and isinstance(entry.get("to"), str)):
+            return f"stage_out: {entry!r}: give {{'from': pattern, 'to': directory}}"
+        target = Path(entry["to"])
+        target.mkdir(parents=True, exist_ok=True)
+        source = glob.escape(str(work_dir)) + "/" + str(entry.get("from", "*"))
+        if reason := _copy(source, target, "stage_out"):
+            return reason
+    return ""
+
+
+def _is_inside(path: Path, directory: Path) -> bool:
+    return path.resolve().is_relative_to(directory.resolve())
+
+
+def _copy(source: str, target: Path, step: str) -> str:
+    found = [Path(name) for name in sorted(glob.glob(source))]  # noqa: PTH207 - Path.glob takes no absolute pattern
+    if not found:
+        return f"{step}: there is no {source}"
+    if not target.is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+    for path in found:
+        if path.is_dir():
+            place = target / path.name if target.is_dir() else target
+            shutil.copytree(path, place, dirs_exist_ok=True)
+        else:
+            shutil.copy2(path, target)
+    return ""
+
+
+def _program(
+    order: Mapping[str, Any], environ: Mapping[str, str], timeout: float
+) -> tuple[str, str | None]:
+    """Run a hook's program; returns what failed, and a handler's verdict."""
+    step, task_dir = order["step"], Path(order["task_dir"])
+    directory = Path(order["staged"] if step == "preprocess" else order["work_dir"] or task_dir)
+    directory.mkdir(parents=True, exist_ok=True)
+    variables = {
+        **environ,
+        **order["environment"],
+        "BALSAM_TASK_ID": order["id"],
+        "BALSAM_TASK_NAME": order["name"],
+        "BALSAM_ATTEMPT": str(order["attempt"]),
+        "BALSAM_STEP": step,
+        "BALSAM_STATE": order["state"],
+        "BALSAM_REASON": order["reason"],
+        "BALSAM_TASK_DIR": str(task_dir),
+        "BALSAM_WORK_DIR": order["work_dir"] or "",
+        "BALSAM_STAGED": order["staged"] or "",
+    }
+    # what an earlier life of this worker left of the same hook must not run beside it
+    mark = f"BALSAM_HOOK={order['id']}.{order['attempt']}.{step}"
+    quarry = procs.Quarry(marks=frozenset({mark}))
+    procs.end(quarry, grace=0)
+    name, _, value = mark.partition("=")
+    output = task_dir / f"{step}.{order['attempt']}.out"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.open("wb") as file:
+        process = subprocess.Popen(
+            order["hook"],
+            cwd=directory,
+            env={**variables, name: value},
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        code = process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        return f"{step}: it took longer than {timeout:.0f} s", None
+    finally:
+        procs.end(quarry, grace=_GRACE)
+        process.wait()
+    last = _last_line(output)
+    if code != 0:
+        how = f"exit code {code}" if code > 0 else f"signal {-code}"
+        return f"{step}: {how}: {last}", None
+    if step != "handler":
+        return "", None
+    if last not in VERDICTS:
+        return f"handler: its last line is {last!r}, not one of {', '.join(VERDICTS)}", None
+    return "", last
+
+
+def _last_line(path: Path) -> str:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _TAIL))
+        lines = file.read().decode(errors="replace").split("\n")
+    return next((line.strip()[:500] for line in reversed(lines) if line.strip()), "")

@@ -1,0 +1,148 @@
+"""Messages to the transitions worker, for tasks that wait for staging or a hook."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, and_, select, text
+
+from balsam_celery import keys
+from balsam_celery.service.cases import Batch
+from balsam_celery.service.publish import Publisher
+from balsam_celery.service.release import make_ready, settle
+from balsam_celery.service.specs import staged_dir, task_dir
+from balsam_celery.service.transitions import WAITING, awaited
+from balsam_celery.states import State
+from balsam_celery.store import schema
+from balsam_celery.store.rows import TaskRow
+
+#: How many tasks between states are looked at in one pass; so many steps are out at once.
+WINDOW = 1000
+
+#: Which step of which attempt.
+StepKey = tuple[str, int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A task that waits for a step of the transitions worker.
+
+    Attributes:
+        row: the task.
+        step: the step, as in ``wire.TransitionEnded``.
+    """
+
+    row: TaskRow
+    step: str
+
+    @property
+    def key(self) -> StepKey:
+        """Which step of which attempt."""
+        return (self.row.id, self.row.attempt, self.step)
+
+    @property
+    def message_id(self) -> str:
+        """Celery id of its message."""
+        return f"{self.row.id}.{self.row.attempt}.{self.step}"
+
+
+@dataclass(slots=True)
+class Outstanding:
+    """Steps whose message was sent; in memory, for what is lost with it is found by asking.
+
+    Attributes:
+        sent: when, by step.
+    """
+
+    sent: dict[StepKey, float] = field(default_factory=dict)
+
+    def unsent(self, pending: Collection[Pending]) -> list[Pending]:
+        """Those of ``pending`` to be sent; steps that nobody waits for any more are forgotten."""
+        waiting = {one.key for one in pending}
+        self.sent = {key: time for key, time in self.sent.items() if key in waiting}
+        return [one for one in pending if one.key not in self.sent]
+
+
+def advance(batch: Batch) -> list[Pending]:
+    """Move on what needs no step (READY rows that nobody rendered or sent yet); the others wait.
+
+    Returns:
+        All tasks that wait for the transitions worker.
+    """
+    rows = _between_states(batch.conn, batch.now)
+    plain = [r for r in rows if r.state is State.READY and awaited(r) is None]
+    # a command is filled before anything is staged for it, so that a bad one fails at once
+    unrendered = [
+        r for r in rows if r.state is State.READY and r.argv is None and r.kind == "program"
+    ]
+    again = [r for r in rows if r.kind == "celery" and r.state is State.READY]
+    todo = {row.id for row in (*plain, *unrendered, *again)}
+    if todo:
+        batch.load(todo)
+        make_ready(batch, [batch.cases[id] for id in sorted(todo) if id in batch.cases])
+        settle(batch)
+    return [one for one in _awaiting(rows) if one.row.id not in todo]
+
+
+def pending(conn: Connection, now: float) -> list[Pending]:
+    """All tasks that wait for the transitions worker."""
+    return _awaiting(_between_states(conn, now))
+
+
+def _awaiting(rows: Collection[TaskRow]) -> list[Pending]:
+    return [Pending(row, step) for row in rows if (step := awaited(row)) is not None]
+
+
+def _between_states(conn: Connection, now: float) -> list[TaskRow]:
+    task = schema.task
+    pending = text(schema.PENDING_STEP_SQL)
+    found: dict[str, TaskRow] = {}
+    # windows of their own for what needs no transitions worker: it never waits behind what does
+    for condition in (
+        and_(pending, task.c.kind == "celery"),
+        and_(pending, task.c.argv.is_(None)),
+        pending,
+        task.c.state == State.POSTPROCESSED.value,
+    ):
+        query = (
+            select(task)
+            .where(condition, task.c.not_before <= now)
+            .order_by(task.c.changed)
+            .limit(WINDOW)
+        )
+        found |= {row.id: TaskRow.of(row) for row in conn.execute(query).mappings()}
+    return [row for row in found.values() if row.state in WAITING]
+
+
+def send(publisher: Publisher, pending: Collection[Pending], run_dir: Path) -> None:
+    """Send the messages of steps, each with all that the transitions worker needs.
+
+    Raises:
+        kombu.exceptions.OperationalError: Redis did not take them; send them again later.
+    """
+    for one in pending:
+        publisher.task(
+            keys.TRANSITIONS_QUEUE, keys.TRANSITION, [order(one, run_dir)], id=one.message_id
+        )
+
+
+def order(one: Pending, run_dir: Path) -> dict[str, Any]:
+    """What the transitions worker is told, as JSON values."""
+    row = one.row
+    staged = staged_dir(run_dir, row)
+    return {
+        "id": row.id,
+        "attempt": row.attempt,
+        "name": row.name,
+        "step": one.step,
+        "hook": row.hooks[one.step],
+        "state": str(row.state),
+        "reason": row.reason,
+        "task_dir": str(task_dir(run_dir, row)),
+        "staged": str(staged) if staged else None,
+        "work_dir": row.work_dir,
+        "environment": row.environment,
+    }

@@ -1,0 +1,104 @@
+"""The service's inbox in Redis: reports stay there until what they tell is committed."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+
+from balsam_celery import keys
+from balsam_celery.wire import MalformedMessage, Record, Report, decode, encode
+
+log = logging.getLogger(__name__)
+
+#: Seconds that an acknowledgement waits for a worker that is gone.
+_ACK_LIFE = 86400
+#: Only the leader takes reports away, and one that lost its lease must not take others' away.
+_DROP = """
+if redis.call('LINDEX', KEYS[1], 0) == ARGV[1] then
+    redis.call('LTRIM', KEYS[1], ARGV[2], -1)
+    return 1
+end
+return 0
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Letters:
+    """What was read: the raw reports, and those of them that are ours."""
+
+    raw: tuple[bytes | str, ...] = ()
+    reports: tuple[Report, ...] = ()
+
+    @property
+    def records(self) -> list[Record]:
+        """All records, in order of arrival."""
+        return [record for report in self.reports for _, record in report.records]
+
+
+class Inbox:
+    """Reads reports, drops them once recorded, acknowledges them.
+
+    Every method may raise ``redis.exceptions.RedisError``: nothing is lost, try again later.
+    """
+
+    def __init__(self, client: redis.Redis, prefix: str) -> None:
+        self._client = client
+        self._prefix = prefix
+        self._key = keys.inbox(prefix)
+
+    def read(self, timeout: float, limit: int = 500) -> Letters:
+        """At most ``limit`` reports, waiting up to ``timeout`` seconds for the first.
+
+        They stay in the inbox until :meth:`drop`.
+        """
+        raw = self._client.lrange(self._key, 0, limit - 1)
+        if not raw and timeout > 0:
+            # moves the first report from the head to the head: a look that waits
+            # (the server takes fractions of a second, which the stubs do not know)
+            wait: Any = timeout
+            self._client.blmove(self._key, self._key, wait, "LEFT", "LEFT")
+            raw = self._client.lrange(self._key, 0, limit - 1)
+        reports = []
+        for text in raw:
+            try:
+                reports.append(decode(Report, text))
+            except MalformedMessage as error:
+                log.warning("dropped a report that is not ours: %s", error)
+        return Letters(tuple(raw), tuple(reports))
+
+    def drop(self, letters: Letters) -> None:
+        """Take away what was read: it is recorded."""
+        if letters.raw:
+            self._client.eval(_DROP, 1, self._key, letters.raw[0], len(letters.raw))
+
+    def acknowledge(self, reports: Sequence[Report]) -> None:
+        """Tell the senders which numbered records need not be sent again."""
+        numbers: dict[tuple[str, str], list[int]] = defaultdict(list)
+        for report in reports:
+            for number, _ in report.records:
+                if number > 0:
+                    numbers[report.pilot, report.node].append(number)
+        if not numbers:
+            return
+        with self._client.pipeline(transaction=False) as pipe:
+            for (pilot, node), seen in numbers.items():
+                key = keys.acks(self._prefix, pilot, node)
+                pipe.rpush(key, json.dumps(seen))
+                pipe.expire(key, _ACK_LIFE)
+            pipe.execute()
+
+
+def push(client: redis.Redis, prefix: str, *records: Record) -> None:
+    """Put unnumbered records into the inbox.
+
+    Raises:
+        redis.exceptions.RedisError: Redis did not take them.
+    """
+    report = Report(records=tuple((0, record) for record in records))
+    client.rpush(keys.inbox(prefix), encode(report))

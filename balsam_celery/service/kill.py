@@ -1,0 +1,111 @@
+"""Kill orders to workers: sent until the attempt's end is confirmed (R8)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from celery import Celery
+from sqlalchemy import Connection
+
+from balsam_celery import keys
+from balsam_celery.service.publish import Publisher
+from balsam_celery.service.specs import worker_of
+from balsam_celery.states import ON_PILOT
+from balsam_celery.store import scans
+from balsam_celery.store.rows import TaskRow
+from balsam_celery.wire import KillOrder, to_plain
+
+#: Seconds until an order that was not answered is sent again.
+REPEAT = 5.0
+#: How many requests are looked at in one pass.
+_LIMIT = 2000
+#: Control command of the tasks worker: Celery's own revoke (every other ``revoke`` is forwarded
+#: to the service).
+REVOKE = "revoke_ordinary"
+#: Host names of tasks workers.
+_TASKS_WORKERS = f"{keys.TASKS_QUEUE}@*"
+
+
+class Kills:
+    """Remembers when each order was sent last; forgets with the leadership, which is harmless."""
+
+    def __init__(self) -> None:
+        self._sent: dict[tuple[str, int], float] = {}
+
+    def due(self, conn: Connection, now: float) -> tuple[list[TaskRow], list[TaskRow]]:
+        """Tasks to be killed whose order is due: on pilots, and steps on the tasks worker."""
+        wanted = {
+            (row.id, row.attempt): row
+            for row in scans.kills_requested(conn, limit=_LIMIT)
+            if row.state in ON_PILOT
+        }
+        self._sent = {key: time for key, time in self._sent.items() if key in wanted}
+        due = [row for key, row in wanted.items() if now - self._sent.get(key, 0.0) >= REPEAT]
+        programs = [row for row in due if row.kind == "program" and row.pilot and row.shares]
+        return programs, [row for row in due if row.kind == "celery"]
+
+    def sent(self, rows: Iterable[TaskRow], now: float) -> None:
+        """The orders of ``rows`` went out."""
+        self._sent.update({(row.id, row.attempt): now for row in rows})
+
+
+def order(publisher: Publisher, rows: Iterable[TaskRow]) -> None:
+    """Send the kill orders of tasks on pilots, one message a worker.
+
+    Raises:
+        kombu.exceptions.OperationalError: Redis did not take them; send them again later.
+    """
+    by_worker: dict[tuple[str, str], list[KillOrder]] = defaultdict(list)
+    for row in rows:
+        assert row.pilot and row.shares
+        worker = worker_of(row.num_nodes, row.shares[0]["node"])
+        by_worker[row.pilot, worker].append(KillOrder(row.id, row.attempt, row.kill_reason))
+    for (pilot, worker), orders in by_worker.items():
+        send(publisher, pilot, worker, orders)
+
+
+def send(publisher: Publisher, pilot: str, worker: str, orders: Sequence[KillOrder]) -> None:
+    """Send orders to a worker of a pilot (a node name or ``keys.GANG``).
+
+    Raises:
+        kombu.exceptions.OperationalError: Redis did not take them; send them again later.
+    """
+    queue = keys.pilot_queue(pilot, worker)
+    publisher.task(queue, keys.KILL, [[to_plain(one) for one in orders]])
+
+
+def revoke_ordinary(
+    app: Celery[Any],
+    publisher: Publisher,
+    ids: Sequence[str],
+    *,
+    terminate: bool,
+    attempts: Mapping[str, int] | None = None,
+) -> None:
+    """Revoke ordinary Celery tasks and steps on the tasks workers, as stock Celery would.
+
+    Args:
+        app: the Celery application.
+        publisher: whose connection is used.
+        ids: Celery ids.
+        terminate: also those that run.
+        attempts: of those that are steps, the attempt not to be run, by id.
+
+    Raises:
+        kombu.exceptions.OperationalError: Redis did not take it; send it again later.
+    """
+    matcher: Any = "glob"  # its name, whatever the stubs say
+    app.control.broadcast(
+        REVOKE,
+        arguments={
+            "task_id": list(ids),
+            "terminate": terminate,
+            "attempts": dict(attempts or {}),
+        },
+        pattern=_TASKS_WORKERS,
+        matcher=matcher,
+        connection=publisher.connection,
+        reply=False,
+    )

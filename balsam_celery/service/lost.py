@@ -1,0 +1,32 @@
+"""Workers of pilots that do not stay alive: nothing more for them, and what waits comes back."""
+
+from __future__ import annotations
+
+from balsam_celery import keys
+from balsam_celery.service import ended, pilots
+from balsam_celery.service.cases import Batch
+from balsam_celery.service.specs import worker_of
+from balsam_celery.store import scans
+from balsam_celery.wire import Ended, WorkerLost
+
+
+def worker_lost(batch: Batch, one: WorkerLost) -> None:
+    """Place nothing more on a worker that its pilot gave up, and take back what it never took.
+
+    The pilot says so only when every outcome that the worker had kept is recorded, so what is
+    still there has waited in its queue, which nobody reads any more.
+    """
+    reason = f"its worker {one.node} does not stay alive: {one.reason}"
+    if one.node == keys.GANG:
+        # the nodes are well, but nothing can span them: end, once nothing runs
+        pilots.stops(batch.conn, one.pilot, reason)
+    else:
+        pilots.loses_node(batch.conn, one.pilot, one.node)
+    left = [
+        row
+        for row in scans.on_pilots(batch.conn, one.pilot)
+        if row.shares and worker_of(row.num_nodes, row.shares[0]["node"]) == one.node
+    ]
+    batch.load([row.id for row in left])
+    for row in left:
+        ended.program_ended(batch, Ended(row.id, row.attempt, "lost", reason, one.time))

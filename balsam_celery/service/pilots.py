@@ -1,0 +1,83 @@
+"""Pilots that register and end: rows of ``schema.pilot``."""
+
+from __future__ import annotations
+
+import logging
+
+from sqlalchemy import Connection, select
+
+from balsam_celery.errors import NotFound
+from balsam_celery.store import allocations, schema
+from balsam_celery.store.allocations import LIVE_ALLOCATIONS, LIVE_PILOTS
+from balsam_celery.store.rows import PilotState
+from balsam_celery.wire import PilotEnded, Registered, to_plain
+
+log = logging.getLogger(__name__)
+
+
+def registered(conn: Connection, one: Registered) -> None:
+    """Insert a pilot's row; it fences older incarnations in the same allocation (R4).
+
+    A pilot whose allocation is unknown, or has ended, is not taken.
+    """
+    try:
+        allocation = allocations.get_allocation(conn, one.allocation)
+    except NotFound:
+        log.warning("pilot %s names no allocation of ours: %s", one.pilot, one.allocation)
+        return
+    if allocation.id != one.allocation or allocation.state not in LIVE_ALLOCATIONS:
+        log.warning("pilot %s: its allocation %s is over", one.pilot, one.allocation)
+        return
+    is_new = allocations.insert_pilot(
+        conn,
+        id=one.pilot,
+        allocation=one.allocation,
+        host=one.host,
+        pid=one.pid,
+        nodes=[to_plain(node) for node in one.nodes],
+        end_time=one.end_time,
+        now=one.time,
+    )
+    if not is_new:
+        return
+    log.info("pilot %s on %s: %d nodes", one.pilot, one.host, len(one.nodes))
+    for older in allocations.list_pilots(conn, LIVE_PILOTS, allocation=one.allocation):
+        if older.id != one.pilot:
+            log.warning("pilot %s takes over from %s", one.pilot, older.id)
+            reason = f"pilot {one.pilot} started in its allocation"
+            allocations.update_pilot(
+                conn, older.id, (PilotState.LIVE,), state=PilotState.DRAINING, reason=reason
+            )
+
+
+def stops(conn: Connection, pilot: str, reason: str) -> None:
+    """Place nothing more on a pilot whose worker gave an attempt back because it stops.
+
+    Its main process may have died without farewell: its workers would give back all they get.
+    """
+    if allocations.update_pilot(
+        conn, pilot, (PilotState.LIVE,), state=PilotState.DRAINING, reason=reason
+    ):
+        log.info("pilot %s stops: %s", pilot, reason)
+
+
+def loses_node(conn: Connection, pilot: str, node: str) -> None:
+    """Mark a node on which nothing may start any more."""
+    table = schema.pilot.c
+    found = conn.scalar(select(table.nodes).where(table.id == pilot).with_for_update())
+    if found is not None:
+        nodes = [{**one, "lost": True} if one["name"] == node else one for one in found]
+        allocations.update_pilot(conn, pilot, LIVE_PILOTS, nodes=nodes)
+        log.warning("pilot %s lost its node %s", pilot, node)
+
+
+def ended(conn: Connection, one: PilotEnded) -> None:
+    """Place nothing more on a pilot that says farewell.
+
+    It is marked ENDED, and what it may still hold taken back, when its allocation is reaped on
+    the scheduler's word (R4).
+    """
+    allocations.update_pilot(
+        conn, one.pilot, (PilotState.LIVE,), state=PilotState.DRAINING, reason=one.reason
+    )
+    log.info("pilot %s ends: %s", one.pilot, one.reason)

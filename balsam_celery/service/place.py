@@ -1,0 +1,201 @@
+"""Gives slots to tasks: candidates from SQL → ``placement`` → moves, attempts and specs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import Connection, select
+
+from balsam_celery.ledger import Holding, Ledger
+from balsam_celery.placement import Placement
+from balsam_celery.resources import NodeCapacity, NodeShare
+from balsam_celery.service.cases import Batch, Change
+from balsam_celery.service.release import full_arguments, parent_results
+from balsam_celery.service.specs import make_spec, worker_of
+from balsam_celery.service.window import decide
+from balsam_celery.states import PLACEABLE, State
+from balsam_celery.store import allocations, scans, schema
+from balsam_celery.store.rows import PilotRow, PilotState
+from balsam_celery.wire import TaskSpec, from_plain, to_plain
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What placement needs of the site's settings; seconds."""
+
+    run_dir: Path
+    kill_grace: int
+    drain_margin: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """An attempt to be published: pilot, worker in it (node name or ``keys.GANG``), and spec."""
+
+    pilot: str
+    worker: str
+    spec: TaskSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """What a pass did: the ledger after it, what to publish, what changed, what there is more.
+
+    ``more``: the window was full, so another pass may find more to start.
+    """
+
+    ledger: Ledger
+    sent: tuple[Sent, ...] = ()
+    changes: tuple[Change, ...] = ()
+    more: bool = False
+
+
+def rebuild(conn: Connection, limits: Limits) -> Ledger:
+    """The ledger as SQL has it.
+
+    A pilot whose rows contradict each other (slots given twice) takes no more tasks.
+    """
+    return sync(conn, Ledger.empty(), limits)
+
+
+def sync(conn: Connection, ledger: Ledger, limits: Limits) -> Ledger:
+    """``ledger`` with the pilots that SQL has now: new ones added, ended ones gone.
+
+    The pilots' rows stay locked, so that none begins to drain while tasks are placed on it.
+    """
+    live = _live_pilots(conn)
+    for id, state in live.items():
+        draining = state == PilotState.DRAINING
+        if id in ledger.pilots:
+            if draining and not ledger.pilots[id].draining:
+                ledger = ledger.drain(id)
+            continue
+        row = allocations.get_pilot(conn, id)
+        deadline = row.end_time - limits.drain_margin
+        ledger = ledger.add_pilot(id, capacities(row), deadline, draining=draining)
+        try:
+            ledger = ledger.take(id, _holdings(conn, id, limits))
+        except ValueError as error:
+            log.error("pilot %s takes no more tasks: its rows do not fit it: %s", id, error)
+            ledger = ledger.drain(id)
+    for gone in ledger.pilots.keys() - live.keys():
+        ledger = ledger.remove_pilot(gone)
+    return ledger
+
+
+def _live_pilots(conn: Connection) -> dict[str, str]:
+    """State by id; the rows stay as they are until the transaction ends."""
+    pilot = schema.pilot
+    query = (
+        select(pilot.c.id, pilot.c.state)
+        .where(pilot.c.state.in_([state.value for state in allocations.LIVE_PILOTS]))
+        .order_by(pilot.c.id)
+        .with_for_update(read=True)
+    )
+    return {row.id: row.state for row in conn.execute(query)}
+
+
+def capacities(row: PilotRow) -> list[NodeCapacity]:
+    """The nodes of a pilot."""
+    return [from_plain(NodeCapacity, node) for node in row.nodes]
+
+
+def _holdings(conn: Connection, pilot: str, limits: Limits) -> list[Holding]:
+    return [
+        Holding(
+            row.id,
+            row.attempt,
+            tuple(from_plain(NodeShare, share) for share in row.shares or ()),
+            # ``changed`` is when it was dispatched, or when it started
+            row.changed + row.wall_time + limits.kill_grace,
+            row.node_packing_count,
+        )
+        for row in scans.on_pilots(conn, pilot)
+    ]
+
+
+def start(conn: Connection, ledger: Ledger, limits: Limits, *, now: float, who: str) -> Placed:
+    """One pass: start what fits now.
+
+    Raises:
+        LostRace: see :meth:`Batch.flush`.
+    """
+    ledger = sync(conn, ledger, limits)
+    if not any(not pilot.draining for pilot in ledger.pilots.values()):
+        return Placed(ledger)
+    decided, more = decide(conn, ledger, limits.kill_grace, now)
+    if not decided.placements:
+        return Placed(decided.ledger)
+    batch = Batch(conn, now, who)
+    batch.load([one.id for one in decided.placements])
+    kept: list[Placement] = []
+    after = decided.ledger
+    for one in decided.placements:
+        case = batch.cases.get(one.id)
+        if case is None or case.state not in PLACEABLE or case.attempt + 1 != one.attempt:
+            # someone else (a kill) was faster
+            after = after.give_back(one.pilot, [(one.id, one.attempt)])
+        else:
+            kept.append(one)
+    sent = _dispatch(batch, ledger, limits, kept)
+    batch.flush()
+    return Placed(after, tuple(sent), tuple(batch.changes), more)
+
+
+def _dispatch(
+    batch: Batch, ledger: Ledger, limits: Limits, kept: Sequence[Placement]
+) -> list[Sent]:
+    results = parent_results(batch.conn, [batch.cases[one.id].row for one in kept])
+    pilots = {one.pilot for one in kept}
+    allocation = _allocations(batch.conn, pilots)
+    pinned = {
+        pilot: {n.capacity.name for n in ledger.pilots[pilot].nodes if n.capacity.pinned}
+        for pilot in pilots
+    }
+    sent = []
+    for one in kept:
+        row = batch.cases[one.id].row
+        arguments = full_arguments(row, results)
+        has_inputs = not row.literal and bool(arguments["args"] or arguments["kwargs"])
+        spec = make_spec(
+            row,
+            one.attempt,
+            one.shares,
+            run_dir=limits.run_dir,
+            kill_grace=limits.kill_grace,
+            inputs=arguments if has_inputs else None,
+            pinned={share.node for share in one.shares} <= pinned[one.pilot],
+        )
+        shares = [to_plain(share) for share in one.shares]
+        batch.go(
+            batch.cases[row.id],
+            State.DISPATCHED,
+            message=f"pilot {one.pilot}: {', '.join(share.node for share in one.shares)}",
+            attempt=one.attempt,
+            pilot=one.pilot,
+            shares=shares,
+            work_dir=spec.work_dir,
+        )
+        batch.new_attempt(
+            task=row.id,
+            number=one.attempt,
+            allocation=allocation[one.pilot],
+            pilot=one.pilot,
+            nodes=shares,
+            argv=list(spec.argv),
+            work_dir=spec.work_dir,
+            reason="",
+        )
+        sent.append(Sent(one.pilot, worker_of(row.num_nodes, one.shares[0].node), spec))
+    return sent
+
+
+def _allocations(conn: Connection, pilots: set[str]) -> dict[str, str]:
+    pilot = schema.pilot
+    query = select(pilot.c.id, pilot.c.allocation).where(pilot.c.id.in_(pilots))
+    return {row.id: row.allocation for row in conn.execute(query)}

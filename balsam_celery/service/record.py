@@ -1,0 +1,105 @@
+"""Records of workers → guarded moves, attempt rows, release of dependents, effects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+
+from balsam_celery.service import ended, lost, pilots, requests, steps, transitions
+from balsam_celery.service.cases import Batch, Change
+from balsam_celery.service.release import settle
+from balsam_celery.states import ON_PILOT, State
+from balsam_celery.wire import (
+    Ended,
+    KillAsked,
+    PilotEnded,
+    Record,
+    Registered,
+    Started,
+    StepEnded,
+    StepStarted,
+    TransitionEnded,
+    WorkerLost,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What a batch changed.
+
+    Attributes:
+        left: (pilot, task id, attempt) of those that hold no slots any more.
+        changes: tasks that changed state, in order.
+        foreign: revokes of ids that are no rows: ordinary Celery tasks, which the tasks worker
+            must revoke.
+    """
+
+    left: tuple[tuple[str, str, int], ...] = ()
+    changes: tuple[Change, ...] = ()
+    foreign: tuple[KillAsked, ...] = ()
+
+
+def record(
+    conn: Connection, records: Sequence[Record], *, now: float, who: str = "service"
+) -> Recorded:
+    """Write what ``records`` tell, in their order; stale and repeated ones change nothing.
+
+    Also for reaping: pass ``Ended(outcome="drained", …)`` values made up for attempts whose
+    allocation has ended.
+
+    Args:
+        conn: from ``Store.run`` or ``Store.write``.
+        records: of any kind; those that concern no row (``Wake``) are passed over.
+        now: seconds since the epoch.
+        who: for the events.
+    """
+    batch = Batch(conn, now, who)
+    batch.load({one.id for one in records if isinstance(one, _OF_TASKS)})
+    foreign: list[KillAsked] = []
+    for one in records:
+        if isinstance(one, (Started, StepStarted)):
+            _started(batch, one)
+        elif isinstance(one, Ended):
+            holder = ended.program_ended(batch, one)
+            if holder is not None and one.outcome == "drained":
+                pilots.stops(conn, holder, one.reason)
+        elif isinstance(one, StepEnded):
+            steps.ended(batch, one)
+        elif isinstance(one, TransitionEnded):
+            transitions.ended(batch, one)
+        elif isinstance(one, Registered):
+            pilots.registered(conn, one)
+        elif isinstance(one, PilotEnded):
+            pilots.ended(conn, one)
+        elif isinstance(one, WorkerLost) and not one.restarted:
+            settle(batch)
+            lost.worker_lost(batch, one)
+        elif isinstance(one, KillAsked):
+            # its cases may be those of records before it: write these first
+            settle(batch)
+            requests.kill_batch(
+                batch, one.ids, f"revoked by {one.who}", only_waiting=not one.terminate
+            )
+            unknown = tuple(id for id in one.ids if id not in batch.cases)
+            if unknown:
+                foreign.append(KillAsked(unknown, one.terminate, one.who))
+    settle(batch)
+    left = [
+        (change.row.pilot, change.row.id, change.row.attempt)
+        for change in batch.changes
+        if change.row.pilot is not None and change.state not in ON_PILOT
+    ]
+    return Recorded(tuple(left), tuple(batch.changes), tuple(foreign))
+
+
+_OF_TASKS = (Started, Ended, StepStarted, StepEnded, TransitionEnded)
+
+
+def _started(batch: Batch, one: Started | StepStarted) -> None:
+    case = batch.cases.get(one.id)
+    if case is None or case.attempt != one.attempt or case.state is not State.DISPATCHED:
+        return
+    batch.go(case, State.RUNNING, time=one.time)
+    batch.attempt_started(one.id, one.attempt, one.time)

@@ -1,0 +1,138 @@
+"""Everything that one service process has: the engine, and the bodies of what beat asks for."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from celery import Celery
+
+from balsam_celery.celeryapp import redis_client
+from balsam_celery.errors import StoreError
+from balsam_celery.schedulers.base import Scheduler
+from balsam_celery.service import housekeep, kill
+from balsam_celery.service.checks import Checks
+from balsam_celery.service.effects import AWAY, ResultBackend
+from balsam_celery.service.engine import WHO, Engine
+from balsam_celery.service.inbox import push
+from balsam_celery.service.leading import NotLeading
+from balsam_celery.service.pack import pack
+from balsam_celery.service.poll import Poller
+from balsam_celery.service.publish import Publisher
+from balsam_celery.service.reap import reap
+from balsam_celery.service.reconcile import reconcile
+from balsam_celery.service.record import Recorded, record
+from balsam_celery.site import Site
+from balsam_celery.store.engine import Store
+from balsam_celery.wire import KillOrder, Record, Wake
+
+log = logging.getLogger(__name__)
+
+
+class Service:
+    """One service process of a site.
+
+    Args:
+        site: the site.
+        app: its Celery application.
+        store: its database; closed by :meth:`stop`.
+        scheduler: its batch scheduler.
+        backend: where results go.
+        on_lead: told, in the engine's thread, when leadership comes and goes.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        app: Celery[Any],
+        store: Store,
+        scheduler: Scheduler,
+        backend: ResultBackend,
+        on_lead: Callable[[bool], None] = lambda leads: None,
+    ) -> None:
+        self.site = site
+        self.store = store
+        self._scheduler = scheduler
+        self._client = redis_client(site)
+        self._prefix = site.settings.key_prefix
+        self._publisher = Publisher(app)
+        self.engine = Engine(site, app, store, redis_client(site), backend, on_lead)
+        self._poller = Poller(store, scheduler, site)
+        self._checks = Checks(
+            store,
+            app,
+            self._client,
+            self._prefix,
+            self.engine.leadership,
+            self.engine.outstanding,
+        )
+        self._turns = {name: threading.Lock() for name in ("pack", "poll", "housekeep")}
+
+    def start(self) -> None:
+        """Start the engine's thread."""
+        self.engine.start()
+
+    def stop(self) -> None:
+        """Stop the engine, and give the lease to whoever waits for it."""
+        self.engine.ask_to_stop()
+        if self.engine.is_alive():
+            self.engine.join(timeout=30)
+        self._publisher.close()
+        self._client.close()
+        self.store.close()
+
+    def pack(self) -> None:
+        """Ask for the allocations that the backlog needs."""
+        with self._turn("pack") as mine:
+            if mine:
+                packed = pack(self.store, self._scheduler, self.site)
+                self.engine.courier.tell(packed.changes)
+
+    def poll(self) -> None:
+        """Learn what became of the allocations, and reap those that have ended."""
+        with self._turn("poll") as mine:
+            if not mine:
+                return
+            for allocation in self._poller.poll():
+                reap(self.store, self.site, allocation, record=self._record, client=self._client)
+                push(self._client, self._prefix, Wake())
+
+    def housekeep(self) -> None:
+        """Note heartbeats, drain idle pilots, find what no worker holds."""
+        with self._turn("housekeep") as mine:
+            if not mine:
+                return
+            housekeep.note_heartbeats(self.store, self._client, self.site)
+            housekeep.drain_idle(self.store, self._client, self.site)
+            reconcile(self.store, self._client, self.site, send=self._send_kills)
+            self.engine.courier.tell(self._checks.run())
+            housekeep.sweep(self.store, self._client, self.site)
+
+    @contextmanager
+    def _turn(self, name: str) -> Iterator[bool]:
+        """One at a time, while this service leads; what is away now is tried next time."""
+        lock = self._turns[name]
+        if not self.engine.leadership.is_leader or not lock.acquire(blocking=False):
+            yield False
+            return
+        try:
+            yield True
+        except NotLeading:
+            log.info("%s: another service leads now", name)
+        except (*AWAY, StoreError) as error:
+            log.warning("%s waits: %s", name, error)
+        finally:
+            lock.release()
+
+    def _record(self, records: Sequence[Record]) -> Recorded:
+        recorded = self.engine.leadership.run(
+            lambda conn: record(conn, records, now=self.store.clock(), who=WHO)
+        )
+        self.engine.absorb(recorded)
+        return recorded
+
+    def _send_kills(self, pilot: str, worker: str, orders: Sequence[KillOrder]) -> None:
+        kill.send(self._publisher, pilot, worker, orders)

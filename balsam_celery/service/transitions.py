@@ -1,0 +1,64 @@
+"""Staging and hooks: which step a task waits for, and what its end means."""
+
+from __future__ import annotations
+
+from balsam_celery.service.cases import Batch, Case
+from balsam_celery.service.outcome import outcome
+from balsam_celery.service.release import fail
+from balsam_celery.states import State
+from balsam_celery.store.queries import last_attempts
+from balsam_celery.store.rows import TaskRow
+from balsam_celery.wire import TransitionEnded
+
+#: States in which a task may wait for a step, with the steps, in order.
+WAITING: dict[State, tuple[str, ...]] = {
+    State.READY: ("stage_in", "preprocess"),
+    State.STAGED_IN: ("preprocess",),
+    State.RUN_DONE: ("postprocess", "stage_out"),
+    State.POSTPROCESSED: ("stage_out",),
+    State.RUN_ERROR: ("handler",),
+    State.RUN_TIMEOUT: ("handler",),
+}
+
+
+def awaited(row: TaskRow) -> str | None:
+    """The step that a task waits for, ``None`` when it waits for none."""
+    return next((s for s in WAITING.get(row.state, ()) if row.hooks.get(s)), None)
+
+
+def ended(batch: Batch, one: TransitionEnded) -> None:
+    """Write the end of a step; a step that the task does not wait for changes nothing."""
+    case = batch.cases.get(one.id)
+    if case is None or case.attempt != one.attempt or case.row.state is not case.state:
+        return
+    if awaited(case.row) != one.step:
+        return
+    if not one.ok and one.step != "handler":
+        fail(batch, case, one.reason or f"{one.step} failed")
+        return
+    _go_on(batch, case, one)
+
+
+def _go_on(batch: Batch, case: Case, one: TransitionEnded) -> None:
+    hooks = case.row.hooks
+    if one.step == "stage_in":
+        further = () if hooks.get("preprocess") else (State.PREPROCESSED,)
+        batch.go(case, State.STAGED_IN, *further)
+    elif one.step == "preprocess":
+        batch.go(case, State.PREPROCESSED)
+    elif one.step == "handler" and one.ok and one.verdict == "restart":
+        batch.go(case, State.RESTART_READY, message=one.reason or "the handler says restart")
+    elif one.step == "handler" and not (one.ok and one.verdict == "finish"):
+        _finish(batch, case, State.FAILED, one.reason or case.row.reason or "the handler says fail")
+    elif one.step != "stage_out" and hooks.get("stage_out"):
+        batch.go(case, State.POSTPROCESSED, message=one.reason)
+    else:
+        if case.state is not State.POSTPROCESSED:
+            batch.go(case, State.POSTPROCESSED, message=one.reason)
+        _finish(batch, case, State.JOB_FINISHED, one.reason)
+
+
+def _finish(batch: Batch, case: Case, state: State, reason: str) -> None:
+    attempt = last_attempts(batch.conn, [case.row.id]).get(case.row.id)
+    result = outcome(case.row, attempt, state=state, reason=reason)
+    batch.go(case, state, message=reason, result=result)

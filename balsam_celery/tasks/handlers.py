@@ -1,0 +1,144 @@
+"""Celery's side of the service and transitions workers: thin Celery tasks and one bootstep.
+
+Imported by the workers of those two roles only (``celeryapp``). The service worker runs the
+engine beside its pool; its queue is consumed only while the engine leads, so that of two services
+started by mistake one does everything and the other nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from typing import Any
+
+from celery import bootsteps
+from celery.worker.consumer.tasks import Tasks
+from redis.exceptions import RedisError
+
+from balsam_celery import keys
+from balsam_celery.celeryapp import ROLE_VARIABLE, app, current_site
+from balsam_celery.schedulers import make_scheduler
+from balsam_celery.service import hookrun
+from balsam_celery.service.runtime import Service
+from balsam_celery.site import Site, connect_store
+from balsam_celery.tasks.connect import push
+
+log = logging.getLogger(__name__)
+
+#: Shortest and longest pause, in seconds, while Redis takes no report.
+_PAUSES = (0.5, 10.0)
+
+
+class ServiceStep(bootsteps.StartStopStep):
+    """Runs the engine for as long as the worker runs."""
+
+    requires = ("celery.worker.components:Pool",)
+    service: Service | None = None
+    leads = False
+    _worker: Any = None
+
+    def include_if(self, parent: Any) -> bool:
+        """Only in the service worker."""
+        return os.environ.get(ROLE_VARIABLE) == "service"
+
+    def start(self, parent: Any) -> None:
+        """Open the database and start the engine's thread."""
+        cls = type(self)
+        cls._worker = parent
+        site = current_site()
+        settings = site.settings
+        scheduler = make_scheduler(
+            settings.scheduler.kind, settings=settings, local_dir=site.local_dir
+        )
+        backend: Any = app.backend
+        cls.service = Service(site, app, connect_store(site), scheduler, backend, self._on_lead)
+        cls.service.start()
+
+    def stop(self, parent: Any) -> None:
+        """Stop the engine and give up the lease."""
+        cls = type(self)
+        service, cls.service = cls.service, None
+        if service is not None:
+            service.stop()
+
+    terminate = stop
+
+    def _on_lead(self, leads: bool) -> None:
+        cls = type(self)
+        cls.leads = leads
+        consumer = getattr(cls._worker, "consumer", None)
+        if consumer is not None and consumer.task_consumer is not None:
+            # this is the engine's thread: the consumer's own thread changes its queues
+            consumer.call_soon(follow, consumer)
+
+
+class QueueStep(bootsteps.StartStopStep):
+    """Lets the consumer, whenever it (re)connects, take from the queue only while we lead."""
+
+    requires = (Tasks,)
+
+    def include_if(self, parent: Any) -> bool:
+        """Only in the service worker."""
+        return os.environ.get(ROLE_VARIABLE) == "service"
+
+    def start(self, parent: Any) -> None:
+        """Consume, or not yet."""
+        follow(parent)
+
+
+def follow(consumer: Any) -> None:
+    """Take from the service queue while this service leads."""
+    if consumer.task_consumer is None:
+        return  # it is being set up again; QueueStep.start comes after
+    if ServiceStep.leads:
+        consumer.add_task_queue(keys.SERVICE_QUEUE)
+    else:
+        consumer.cancel_task_queue(keys.SERVICE_QUEUE)
+
+
+app.steps["worker"].add(ServiceStep)
+app.steps["consumer"].add(QueueStep)
+
+
+@app.task(name="balsam.pack", ignore_result=True)
+def pack() -> None:
+    """Ask for the allocations that the backlog needs."""
+    if ServiceStep.service is not None:
+        ServiceStep.service.pack()
+
+
+@app.task(name="balsam.poll", ignore_result=True)
+def poll() -> None:
+    """Learn what became of the allocations."""
+    if ServiceStep.service is not None:
+        ServiceStep.service.poll()
+
+
+@app.task(name="balsam.housekeep", ignore_result=True)
+def housekeep() -> None:
+    """Note heartbeats, drain idle pilots, find what was lost."""
+    if ServiceStep.service is not None:
+        ServiceStep.service.housekeep()
+
+
+@app.task(name=keys.TRANSITION, ignore_result=True)
+def transition(order: dict[str, Any]) -> None:
+    """Do one step of staging or one hook, and report it until Redis takes the report."""
+    site = current_site()
+    ended = hookrun.run(order, _variables(site), site.settings.transitions.step_timeout)
+    pause = _PAUSES[0]
+    while True:
+        try:
+            push(app, ended)
+            return
+        except RedisError as error:
+            log.warning("the end of %s of task %s waits: %s", ended.step, ended.id, error)
+            threading.Event().wait(pause)
+            pause = min(2 * pause, _PAUSES[1])
+
+
+def _variables(site: Site) -> dict[str, str]:
+    """The environment that hooks get: this worker's, without what is the site's own (R11)."""
+    own = {ROLE_VARIABLE, site.settings.redis.url_env, site.settings.database.url_env}
+    return {name: value for name, value in os.environ.items() if name not in own}

@@ -1,0 +1,183 @@
+"""``balsam.pack`` from rows to jobs."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from balsam_celery.schedulers.base import Scheduler
+from balsam_celery.service.pack import pack
+from balsam_celery.service.poll import Poller
+from balsam_celery.site import Site
+from balsam_celery.states import State
+from balsam_celery.store import allocations
+from balsam_celery.store.engine import Store
+from balsam_celery.store.rows import AllocationRow, AllocationState
+from tests.service.allocations.making import (
+    REQUEST,
+    dispatched,
+    pilot_in,
+    requested,
+    running_pilot,
+    set_allocation,
+)
+from tests.store.conftest import Clock
+from tests.store.making import add, history, program, race, task
+from tests.waiting import wait_until
+
+
+def rows(store: Store, *states: AllocationState) -> list[AllocationRow]:
+    with store.read() as conn:
+        return allocations.list_allocations(conn, states or None)
+
+
+def test_no_backlog_asks_for_nothing(store: Store, site: Site, scheduler: Scheduler) -> None:
+    packed = pack(store, scheduler, site)
+    assert not packed.plan.requests
+    assert not packed.submitted
+    assert rows(store) == []
+
+
+def test_the_backlog_becomes_a_job_once(store: Store, site: Site, scheduler: Scheduler) -> None:
+    add(store, *(program(f"task{n:02}") for n in range(8)))
+    packed = pack(store, scheduler, site)
+    [row] = rows(store)
+    assert packed.submitted == (row.id,)
+    assert row.nodes == 4
+    assert len(scheduler.jobs()) == 1
+    again = pack(store, scheduler, site)
+    assert not again.plan.requests
+    assert not again.plan.cancel
+
+
+def test_run_at_once_it_asks_once(store: Store, site: Site, scheduler: Scheduler) -> None:
+    add(store, program("task01"))
+    race(3, lambda _: pack(store, scheduler, site))
+    assert len(rows(store)) == 1
+    assert len(scheduler.jobs()) <= 1
+    pack(store, scheduler, site)
+    assert len(scheduler.jobs()) == 1
+
+
+def test_queued_ones_that_nothing_needs_are_cancelled(
+    store: Store, site: Site, scheduler: Scheduler, clock: Clock
+) -> None:
+    id = requested(store, site)
+    assert pack(store, scheduler, site).plan.cancel == (id,)
+    assert rows(store, AllocationState.ENDED)[0].id == id
+    assert scheduler.jobs() == {}
+
+
+def test_a_cancelled_one_takes_room_until_it_is_gone(
+    store: Store, site: Site, scheduler: Scheduler, clock: Clock
+) -> None:
+    site = dataclasses.replace(
+        site,
+        settings=dataclasses.replace(
+            site.settings, packing=dataclasses.replace(site.settings.packing, max_allocations=1)
+        ),
+    )
+    id = running_pilot(store, site)
+    store.run(
+        lambda conn: allocations.update_allocation(
+            conn, id, (AllocationState.RUNNING,), cancel_requested=clock.now
+        )
+    )
+    add(store, program("task01"))
+    packed = pack(store, scheduler, site)
+    assert not packed.plan.requests
+    assert "max_allocations" in packed.plan.waiting[0][1]
+
+
+def test_a_running_pilot_takes_what_it_can(
+    store: Store, site: Site, scheduler: Scheduler, clock: Clock
+) -> None:
+    running_pilot(store, site)  # two nodes of two cores for 300 s
+    dispatched(store, "runs01", "p1", running=True)
+    add(store, program("task01"))
+    assert not pack(store, scheduler, site).plan.requests
+    add(store, program("wide01", num_nodes=4))
+    [request] = pack(store, scheduler, site).plan.requests
+    assert request.nodes == 4
+    assert not pack(store, scheduler, site).plan.cancel
+
+
+def test_a_pilot_near_its_end_takes_nothing(
+    store: Store, site: Site, scheduler: Scheduler, clock: Clock
+) -> None:
+    running_pilot(store, site)
+    add(store, program("task01"))
+    clock.now += 230  # it would take 60 s, and the pilot ends in 70, less the drain margin
+    assert len(pack(store, scheduler, site).plan.requests) == 1
+
+
+def test_a_pilot_that_starts_up_is_counted_on(
+    store: Store, site: Site, scheduler: Scheduler, clock: Clock
+) -> None:
+    id = requested(store, site)
+    set_allocation(store, id, AllocationState.RUNNING, native_id="x", started=clock.now)
+    add(store, program("task01"))
+    assert not pack(store, scheduler, site).plan.requests
+    clock.now += 290
+    assert pack(store, scheduler, site).plan.requests
+
+
+def test_what_nothing_can_hold_fails_with_the_reason(
+    store: Store, site: Site, scheduler: Scheduler
+) -> None:
+    """Submission refuses such a task; a change of ``site.toml`` may still make one."""
+    add(
+        store,
+        program("wide01", num_nodes=9),
+        program("child1", parents=("wide01",)),
+        program("task01"),
+    )
+    packed = pack(store, scheduler, site)
+    assert {change.row.id for change in packed.changes} == {"wide01", "child1"}
+    assert task(store, "wide01").state is State.FAILED
+    assert "num_nodes is 9" in task(store, "wide01").reason
+    assert task(store, "child1").state is State.FAILED
+    assert history(store, "task01")[-1] is State.PREPROCESSED
+    assert len(packed.plan.requests) == 1
+
+
+def test_allocations_that_come_to_nothing_slow_down(
+    store: Store, site: Site, scheduler: Scheduler, clock: Clock
+) -> None:
+    add(store, program("task01"))
+    times = []
+    for _ in range(150):
+        for row in rows(store, AllocationState.REQUESTED, AllocationState.QUEUED):
+            times.append(clock.now)
+            set_allocation(store, row.id, AllocationState.FAILED, ended=clock.now, reason="no")
+        pack(store, scheduler, site)
+        clock.now += 2
+    assert 5 <= len(times) <= 8
+    # one that had a pilot ends the series
+    id = requested(store, site, REQUEST)
+    set_allocation(store, id, AllocationState.RUNNING, native_id="x", started=clock.now)
+    pilot_in(store, id)
+    set_allocation(store, id, AllocationState.ENDED, ended=clock.now)
+    assert pack(store, scheduler, site).plan.requests
+
+
+def test_a_job_that_ended_unused_is_asked_for_again(
+    store: Store, site: Site, scheduler: Scheduler, clock: Clock
+) -> None:
+    add(store, program("task01"))
+    [first] = pack(store, scheduler, site).submitted
+    [native_id] = scheduler.jobs()
+    scheduler.cancel(native_id)
+    poller = Poller(store, scheduler, site)
+
+    def ended() -> bool:
+        poller.poll()
+        return [row.id for row in rows(store, AllocationState.ENDED)] == [first]
+
+    wait_until(ended, 30, "the job has ended")
+    # the scheduler's times are real ones, the store's are the test's
+    clock.now = max(clock.now, rows(store)[0].ended or 0.0)
+    assert not pack(store, scheduler, site).plan.requests
+    clock.now += 3
+    [second] = pack(store, scheduler, site).submitted
+    assert second != first
+    assert len(scheduler.jobs()) == 2

@@ -1,0 +1,91 @@
+"""Reconciling: what no worker holds is fenced, everything else left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pytest
+import redis
+
+from balsam_celery import keys
+from balsam_celery.service.reconcile import LEAST_MARGIN, heartbeats, reconcile
+from balsam_celery.site import Site
+from balsam_celery.store.engine import Store
+from balsam_celery.wire import Heartbeat, KillOrder, encode
+from tests.redis_server import RedisServer
+from tests.service.allocations.making import dispatched, running_pilot
+from tests.store.conftest import Clock
+
+
+class Sent:
+    """Where orders go in these tests."""
+
+    def __init__(self) -> None:
+        self.orders: list[tuple[str, str, str, int]] = []
+
+    def __call__(self, pilot: str, node: str, orders: Sequence[KillOrder]) -> None:
+        self.orders += [(pilot, node, order.id, order.attempt) for order in orders]
+
+
+@pytest.fixture
+def client(redis_server: RedisServer) -> Iterator[redis.Redis]:
+    made = redis_server.client()
+    yield made
+    made.close()
+
+
+def beat(client: redis.Redis, site: Site, node: str, time: float, *held: tuple[str, int]) -> None:
+    text = encode(Heartbeat(time, 1, "LIVE", held))
+    client.hset(keys.heartbeats(site.settings.key_prefix, "p1"), node, text)
+
+
+def test_what_no_worker_holds_is_fenced(
+    store: Store, site: Site, client: redis.Redis, clock: Clock
+) -> None:
+    running_pilot(store, site)
+    dispatched(store, "held01", "p1", running=True)
+    dispatched(store, "lost01", "p1")
+    dispatched(store, "lost02", "p1", nodes=("n0", "n1"), running=True)
+    dispatched(store, "other1", "p1", nodes=("n1",))
+    sent = Sent()
+    margin = max(LEAST_MARGIN, 5.0 * site.settings.pilot.heartbeat_interval)
+
+    # no worker has said anything yet
+    assert reconcile(store, client, site, send=sent) == []
+    # too early to tell
+    for node in ("n0", keys.GANG):
+        beat(client, site, node, clock.now + margin, ("held01", 1))
+    assert reconcile(store, client, site, send=sent) == []
+    clock.now += margin + 1
+    beat(client, site, "n0", clock.now, ("held01", 1), ("lost01", 2))
+    beat(client, site, keys.GANG, clock.now)
+    # its message may still be in the queue
+    queue = site.settings.key_prefix + keys.pilot_queue("p1", "n0")
+    client.rpush(queue, "message")
+    assert reconcile(store, client, site, send=sent) == [("lost02", 1)]
+    client.delete(queue)
+    sent.orders.clear()
+    assert set(reconcile(store, client, site, send=sent)) == {("lost01", 1), ("lost02", 1)}
+    assert set(sent.orders) == {("p1", "n0", "lost01", 1), ("p1", keys.GANG, "lost02", 1)}
+
+
+def test_foreign_heartbeats_are_passed_over(store: Store, site: Site, client: redis.Redis) -> None:
+    running_pilot(store, site)
+    beat(client, site, "n0", 5.0)
+    key = keys.heartbeats(site.settings.key_prefix, "p1")
+    client.hset(key, "n1", "not JSON")
+    client.hset(key, b"\xff", '{"time": "late"}')
+    assert set(heartbeats(client, site.settings.key_prefix, "p1")) == {"n0"}
+
+
+def test_without_redis_nothing_is_concluded(
+    store: Store, site: Site, tmp_path: object, clock: Clock
+) -> None:
+    running_pilot(store, site)
+    dispatched(store, "task01", "p1")
+    clock.now += 1000
+    away = redis.Redis(host="127.0.0.1", port=1)
+    sent = Sent()
+    with pytest.raises(redis.exceptions.ConnectionError):
+        reconcile(store, away, site, send=sent)
+    assert not sent.orders

@@ -1,0 +1,42 @@
+"""Who leads again after another led starts afresh from SQL."""
+
+from __future__ import annotations
+
+import time
+
+from sqlalchemy import text
+
+from balsam_celery.states import State
+from balsam_celery.store.engine import Store
+from tests.service.acting import start, step
+from tests.service.running.conftest import MakeEngine
+from tests.service.running.player import Player
+from tests.store.making import add, program, task
+from tests.waiting import wait_until
+
+S = State
+
+
+def test_slots_that_another_leader_gave_are_not_given_again(
+    make_engine: MakeEngine, store: Store, player: Player
+) -> None:
+    engine = make_engine()
+    player.register("p1", (1,))
+    add(store, program("t00001"), now=time.time())
+    [spec] = player.wait_specs(1, "p1")
+    player.run("p1", "n0", spec)
+    wait_until(lambda: task(store, "t00001").state is S.JOB_FINISHED, 20, "the slot is free")
+    # another one led for a moment, used the slot, and is gone before this one looks at its lease
+    term = engine.leadership.term
+    stolen = text("UPDATE lease SET holder = 'other', term = term + 1, expires = 0")
+
+    def lead_for_a_moment() -> None:
+        store.run(lambda conn: conn.execute(stolen))
+        add(store, program("t00002"), now=time.time())
+        assert [sent.spec.id for sent in start(store)] == ["t00002"]
+
+    lead_for_a_moment()
+    wait_until(lambda: engine.leadership.term not in (None, term), 20, "it leads again")
+    add(store, program("t00003"), step("s00001"), now=time.time())
+    wait_until(lambda: task(store, "s00001").state is S.DISPATCHED, 20, "it looked")
+    assert task(store, "t00003").state is S.PREPROCESSED

@@ -1,0 +1,178 @@
+"""Real Celery workers of the login node: service, transitions, tasks."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from balsam_celery import keys
+from balsam_celery.celeryapp import redis_client
+from balsam_celery.service import checks
+from balsam_celery.service.engine import Engine
+from balsam_celery.service.requests import request_kill
+from balsam_celery.site import Site
+from balsam_celery.states import State
+from balsam_celery.store.engine import Store
+from tests.service.acting import attempts_of, step
+from tests.service.running.player import Player
+from tests.service.running.workers import Workers, read_lines, workers, write_module
+from tests.store.making import add, history, program, task
+from tests.waiting import wait_until
+
+__all__ = ["workers"]
+S = State
+
+pytestmark = pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+SERVICE = ("-P", "threads", "-c", "4")
+MODULE = """\
+import os, threading
+from balsam_celery import app
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+@app.task(name="mine.hold")
+def hold(number):
+    with open(os.path.join(HERE, "held"), "a") as file:
+        file.write(f"{number}\\n")
+    while not os.path.exists(os.path.join(HERE, "go")):
+        threading.Event().wait(0.05)
+    return number + 1
+"""
+
+
+def wait_state(store: Store, id: str, state: State, timeout: float = 40.0) -> None:
+    wait_until(lambda: task(store, id).state is state, timeout, f"{id} is {state}")
+
+
+def test_of_two_service_workers_one_serves(
+    workers: Workers, store: Store, player: Player, app: Celery[Any]
+) -> None:
+    first = workers.start("service", "one", *SERVICE)
+    wait_until(lambda: first.queues() == [keys.SERVICE_QUEUE], 20, "the leader consumes")
+    second = workers.start("service", "two", *SERVICE)
+    assert not second.queues()
+    player.register("p1")
+    add(store, program("t00001"), program("t00002"), program("t00003"), now=time.time())
+    specs = player.wait_specs(2, "p1")
+    for name in ("poll", "housekeep"):
+        app.send_task(f"balsam.{name}", queue=keys.SERVICE_QUEUE, ignore_result=True)
+    queue = f"{player.prefix}{keys.SERVICE_QUEUE}"
+    wait_until(lambda: player.client.llen(queue) == 0, 20, "beat's messages are taken")
+    # kill -9: the other one serves within ten seconds, and knows what runs
+    first.kill()
+    for spec in specs:
+        player.run("p1", "n0", spec)
+    begun = time.monotonic()
+    [third] = player.wait_specs(1, "p1")
+    assert time.monotonic() - begun < 10
+    player.run("p1", "n0", third)
+    for number in (1, 2, 3):
+        wait_state(store, f"t0000{number}", S.JOB_FINISHED)
+    wait_until(lambda: second.queues() == [keys.SERVICE_QUEUE], 20, "the new leader consumes")
+    assert "Traceback" not in second.log.read_text()
+
+
+def test_hooks_on_the_transitions_worker(
+    make_engine: Callable[[], Engine], workers: Workers, store: Store, site: Site, player: Player
+) -> None:
+    make_engine()
+    workers.start("transitions", "one", "-P", "threads", "-c", "2")
+    player.register("p1")
+    source = site.directory / "input.txt"
+    source.write_text("input")
+    hooks = {
+        "stage_in": [str(source)],
+        "preprocess": ["sh", "-c", "cat input.txt > made.txt"],
+        "handler": ["echo", "finish"],
+    }
+    add(store, dataclasses.replace(program("t00001"), hooks=hooks), now=time.time())
+    [spec] = player.wait_specs(1, "p1")
+    assert spec.staged is not None
+    assert (site.run_dir / "work/default/t00001.t00001/staged/made.txt").read_text() == "input"
+    player.run("p1", "n0", spec, code=9)
+    wait_state(store, "t00001", S.JOB_FINISHED)
+    assert history(store, "t00001")[-3:] == [S.RUN_ERROR, S.POSTPROCESSED, S.JOB_FINISHED]
+    bad = dataclasses.replace(program("t00002"), hooks={"preprocess": ["/no/such"]})
+    add(store, bad, now=time.time())
+    wait_state(store, "t00002", S.FAILED)
+    assert task(store, "t00002").reason == "preprocess: No such file or directory: /no/such"
+
+
+def test_steps_whose_worker_dies_start_again(
+    make_engine: Callable[[], Engine],
+    workers: Workers,
+    store: Store,
+    site: Site,
+    app: Celery[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(checks, "PAUSE", 1.0)
+    write_module(site, "mine", MODULE)
+    engine = make_engine()
+    check = checks.Checks(
+        store, app, redis_client(site), site.settings.key_prefix, engine.leadership,
+        engine.outstanding,
+    )  # fmt: skip
+    first = workers.start("tasks", "one", "-c", "1")
+    hold = dataclasses.replace(step("s00001"), application="mine.hold")
+    after = dataclasses.replace(
+        step("s00002", parents=["s00001"], inputs="single"), application="mine.hold"
+    )
+    waiting = dataclasses.replace(hold, id="s00003", arguments={"args": [5], "kwargs": {}})
+    hold = dataclasses.replace(hold, arguments={"args": [1], "kwargs": {}})
+    add(store, hold, after, now=time.time())
+    wait_state(store, "s00001", S.RUNNING)
+    add(store, waiting, now=time.time())
+    wait_state(store, "s00003", S.DISPATCHED)
+
+    def checked(rounds: int) -> None:
+        done = 0
+        while done < rounds:
+            before = check._checked
+            check.run()
+            done += check._checked != before
+            wait_until(lambda: time.time() > check._checked + checks.PAUSE, 5, "the pause")
+
+    # a living worker has them, so nothing happens
+    checked(3)
+    assert task(store, "s00001").attempt == 1
+    first.kill()
+    # while no worker answers nothing is known
+    checked(1)
+    assert task(store, "s00001").attempt == 1
+    workers.start("tasks", "two", "-c", "1")
+    wait_until(lambda: check.run() is not None and task(store, "s00001").attempt == 2, 60, "again")
+    assert [a.outcome for a in attempts_of(store, "s00001")] == ["lost", None]
+    (site.directory / "go").touch()
+    for id in ("s00001", "s00002", "s00003"):
+        wait_until(lambda: check.run() or True, 1, "")
+        wait_state(store, id, S.JOB_FINISHED, 60)
+    assert (task(store, "s00002").result, task(store, "s00003").result) == (3, 6)
+    assert read_lines(site.directory / "held").count("1") == 2
+
+
+def test_kills_of_steps_and_revokes_of_ordinary_tasks(
+    make_engine: Callable[[], Engine],
+    workers: Workers,
+    store: Store,
+    site: Site,
+    app: Celery[Any],
+) -> None:
+    write_module(site, "mine", MODULE)
+    make_engine()
+    workers.start("tasks", "one", "-c", "1")
+    hold = dataclasses.replace(step("s00001"), application="mine.hold")
+    add(store, dataclasses.replace(hold, arguments={"args": [1], "kwargs": {}}), now=time.time())
+    wait_state(store, "s00001", S.RUNNING)
+    request_kill(store, ["s00001"], "enough")
+    wait_state(store, "s00001", S.USER_KILLED)
+    ordinary = app.send_task("mine.hold", args=[7], queue=keys.TASKS_QUEUE)
+    wait_until(lambda: "7" in read_lines(site.directory / "held"), 30, "it runs")
+    ordinary.revoke(terminate=True)
+    wait_until(lambda: ordinary.state == "REVOKED", 30, "it is revoked")
+    (site.directory / "go").touch()

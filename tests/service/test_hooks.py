@@ -1,0 +1,235 @@
+"""Staging and hooks: what the service asks for, what the worker does, what follows."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from balsam_celery import procs
+from balsam_celery.service import hookrun, hooks
+from balsam_celery.states import State
+from balsam_celery.store.engine import Store
+from balsam_celery.store.insert import NewTask
+from balsam_celery.wire import TransitionEnded
+from tests.service.acting import add_pilot, advance, ended, start, step, tell
+from tests.store.making import add, history, program, task
+from tests.waiting import wait_until
+
+S = State
+
+
+def hooked(id: str, **values: Any) -> NewTask:
+    """A program with hooks."""
+    return dataclasses.replace(program(id), **values)
+
+
+def done(
+    id: str, step: str, *, ok: bool = True, attempt: int = 0, reason: str = "",
+    verdict: str | None = None,
+) -> TransitionEnded:  # fmt: skip
+    return TransitionEnded(id, attempt, step, ok, reason, verdict, 1001.0)
+
+
+def waits_for(store: Store) -> list[tuple[str, str]]:
+    return [(one.row.id, one.step) for one in advance(store)]
+
+
+def test_every_step_in_its_order(store: Store) -> None:
+    add_pilot(store)
+    steps = {"stage_in": ["x"], "preprocess": ["p"], "postprocess": ["q"], "stage_out": [{}]}
+    add(store, hooked("t00001", hooks=steps))
+    assert waits_for(store) == [("t00001", "stage_in")]
+    # a step that is not its turn changes nothing
+    tell(store, done("t00001", "preprocess"), done("t00001", "stage_in", attempt=7))
+    assert task(store, "t00001").state is S.READY
+    tell(store, done("t00001", "stage_in"), done("t00001", "stage_in"))
+    assert waits_for(store) == [("t00001", "preprocess")]
+    tell(store, done("t00001", "preprocess"))
+    assert not waits_for(store)
+    [sent] = start(store)
+    assert sent.spec.staged == "/run/work/default/t00001.t00001/staged"
+    tell(store, ended("t00001"))
+    assert task(store, "t00001").state is S.RUN_DONE
+    assert waits_for(store) == [("t00001", "postprocess")]
+    tell(store, done("t00001", "postprocess", attempt=1))
+    assert waits_for(store) == [("t00001", "stage_out")]
+    tell(store, done("t00001", "stage_out", attempt=1))
+    assert history(store, "t00001")[1:] == [
+        S.READY, S.STAGED_IN, S.PREPROCESSED, S.DISPATCHED, S.RUNNING, S.RUN_DONE,
+        S.POSTPROCESSED, S.JOB_FINISHED,
+    ]  # fmt: skip
+    assert task(store, "t00001").result["exit_code"] == 0
+
+
+@pytest.mark.parametrize("step", ["stage_in", "preprocess", "postprocess", "stage_out"])
+def test_a_step_that_fails_fails_the_task(store: Store, step: str) -> None:
+    add_pilot(store)
+    add(store, hooked("t00001", hooks={step: ["x"]}), program("c00001", parents=["t00001"]))
+    advance(store)
+    if step in ("postprocess", "stage_out"):
+        start(store)
+        tell(store, ended("t00001"))
+    attempt = task(store, "t00001").attempt
+    tell(store, done("t00001", step, ok=False, attempt=attempt, reason=f"{step}: no disk"))
+    row = task(store, "t00001")
+    assert (row.state, row.reason, row.result["reason"]) == (
+        S.FAILED, f"{step}: no disk", f"{step}: no disk",
+    )  # fmt: skip
+    assert task(store, "c00001").state is S.FAILED
+
+
+@pytest.mark.parametrize(
+    ("verdict", "ok", "state"),
+    [
+        ("restart", True, S.RESTART_READY),
+        ("finish", True, S.JOB_FINISHED),
+        ("fail", True, S.FAILED),
+        (None, False, S.FAILED),
+    ],
+)
+def test_what_a_handler_says(store: Store, verdict: str | None, ok: bool, state: State) -> None:
+    add_pilot(store)
+    add(store, hooked("t00001", hooks={"handler": ["h"]}))
+    start(store)
+    tell(store, ended("t00001", code=4))
+    assert waits_for(store) == [("t00001", "handler")]
+    tell(store, done("t00001", "handler", attempt=1, ok=ok, verdict=verdict, reason="said so"))
+    assert task(store, "t00001").state is state
+
+
+def test_a_bad_command_fails_before_anything_is_staged(store: Store) -> None:
+    add_pilot(store)
+    add(store, program("p00001"))
+    start(store)
+    tell(store, ended("p00001"))
+    bad = dataclasses.replace(
+        program("t00001", parents=["p00001"]),
+        command=["x", "{0[no]}"], literal=False, inputs="single", hooks={"stage_in": ["x"]},
+    )  # fmt: skip
+    good = dataclasses.replace(bad, id="t00002", command=["x", "{0[state]}"])
+    add(store, bad, good)
+    assert not waits_for(store)
+    assert task(store, "t00001").state is S.FAILED
+    assert task(store, "t00002").argv == ["x", "JOB_FINISHED"]
+    assert waits_for(store) == [("t00002", "stage_in")]
+
+
+def test_each_step_is_sent_once(store: Store) -> None:
+    add(store, hooked("t00001", hooks={"stage_in": ["x"], "preprocess": ["p"]}))
+    outstanding = hooks.Outstanding()
+    [one] = outstanding.unsent(advance(store))
+    outstanding.sent[one.key] = 1.0
+    assert not outstanding.unsent(advance(store))
+    tell(store, done("t00001", "stage_in"))
+    assert [two.step for two in outstanding.unsent(advance(store))] == ["preprocess"]
+    assert not outstanding.sent
+
+
+def order(tmp_path: Path, step: str, hook: list[Any], **fields: Any) -> dict[str, Any]:
+    """What the transitions worker is told."""
+    return {
+        "id": "t00001", "attempt": 1, "name": "relax", "step": step, "hook": hook,
+        "state": "RUN_ERROR", "reason": "exit code 4", "task_dir": str(tmp_path / "task"),
+        "staged": str(tmp_path / "task" / "staged"), "work_dir": str(tmp_path / "task" / "1"),
+        "environment": {"MINE": "1"}, **fields,
+    }  # fmt: skip
+
+
+def test_staging(tmp_path: Path) -> None:
+    source = tmp_path / "in [1]"
+    (source / "deep").mkdir(parents=True)
+    (source / "deep" / "a.txt").write_text("a")
+    (source / "b.dat").write_text("b")
+    entries = [
+        str(source / "deep").replace("[", "[[]"),
+        {"from": str(source).replace("[", "[[]") + "/*.dat", "to": "data/b.dat"},
+    ]
+    for _ in range(2):  # again is harmless
+        told = hookrun.run(order(tmp_path, "stage_in", entries), {}, 10)
+        assert (told.ok, told.reason) == (True, "")
+    staged = tmp_path / "task" / "staged"
+    assert (staged / "deep" / "a.txt").read_text() == "a"
+    assert (staged / "data" / "b.dat").read_text() == "b"
+    told = hookrun.run(order(tmp_path, "stage_in", [str(tmp_path / "none*")]), {}, 10)
+    assert (told.ok, told.reason) == (False, f"stage_in: there is no {tmp_path}/none*")
+    told = hookrun.run(order(tmp_path, "stage_in", [{"from": "/x", "to": "../../y"}]), {}, 10)
+    assert not told.ok
+    work = tmp_path / "task" / "1"
+    work.mkdir()
+    (work / "out.h5").write_text("h")
+    out = [{"from": "*.h5", "to": str(tmp_path / "results")}]
+    assert hookrun.run(order(tmp_path, "stage_out", out), {}, 10).ok
+    assert (tmp_path / "results" / "out.h5").read_text() == "h"
+    told = hookrun.run(order(tmp_path, "stage_out", ["*.h5"]), {}, 10)
+    assert "give {'from': pattern, 'to': directory}" in told.reason
+
+
+def test_hook_programs(tmp_path: Path) -> None:
+    show = "import json, os; print(json.dumps(dict(os.environ, cwd=os.getcwd())))"
+    told = hookrun.run(
+        order(tmp_path, "postprocess", [sys.executable, "-c", show]),
+        {"PATH": os.environ["PATH"]},
+        30,
+    )
+    assert told == dataclasses.replace(done("t00001", "postprocess", attempt=1), time=told.time)
+    found = json.loads((tmp_path / "task" / "postprocess.1.out").read_text())
+    assert (found["MINE"], found["BALSAM_TASK_ID"], found["BALSAM_ATTEMPT"]) == ("1", "t00001", "1")
+    assert (found["BALSAM_STATE"], found["BALSAM_REASON"]) == ("RUN_ERROR", "exit code 4")
+    assert found["cwd"] == str(tmp_path / "task" / "1")
+    told = hookrun.run(order(tmp_path, "preprocess", ["sh", "-c", "echo bad >&2; exit 3"]), {}, 30)
+    assert told.reason == "preprocess: exit code 3: bad"
+    told = hookrun.run(order(tmp_path, "preprocess", ["/no/such"]), {}, 30)
+    assert told.reason == "preprocess: No such file or directory: /no/such"
+
+
+@pytest.mark.parametrize(
+    ("says", "verdict", "ok"),
+    [("restart", "restart", True), ("well\\n finish ", "finish", True), ("maybe", None, False)],
+)
+def test_handlers(tmp_path: Path, says: str, verdict: str | None, ok: bool) -> None:
+    told = hookrun.run(order(tmp_path, "handler", ["printf", says + "\\n"]), dict(os.environ), 30)
+    assert (told.ok, told.verdict) == (ok, verdict)
+
+
+def test_a_hook_that_hangs_is_killed_with_its_children(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    script = f"setsid sleep 600 & echo $! > {pid_file}; trap '' TERM; sleep 600"
+    told: list[TransitionEnded] = []
+    thread = threading.Thread(
+        target=lambda: told.append(
+            hookrun.run(order(tmp_path, "handler", ["sh", "-c", script]), dict(os.environ), 1)
+        )
+    )
+    thread.start()
+    wait_until(lambda: pid_file.exists() and pid_file.read_text().strip(), 20, "it runs")
+    thread.join(30)
+    assert told[0].reason == "handler: it took longer than 1 s"
+    child = procs.identity(int(pid_file.read_text()))
+    assert child is None or not procs.alive(child)
+
+
+def test_what_an_earlier_worker_left_of_a_hook_ends_first(tmp_path: Path) -> None:
+    environment = {**os.environ, "BALSAM_HOOK": "t00001.1.handler"}
+    left = subprocess.Popen(["sleep", "600"], env=environment, start_new_session=True)
+    told = hookrun.run(order(tmp_path, "handler", ["echo", "fail"]), dict(os.environ), 30)
+    assert told.verdict == "fail"
+    assert left.wait(10) == -signal.SIGKILL
+
+
+def test_steps_do_not_wait_behind_what_waits_for_the_transitions_worker(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hooks, "WINDOW", 2)
+    add(store, *(hooked(f"s{n:05}", hooks={"preprocess": ["x"]}) for n in range(3)))
+    add(store, step("step00"))
+    advance(store)
+    assert task(store, "step00").state is S.DISPATCHED

@@ -1,0 +1,141 @@
+"""Slots are given from SQL's point of view: never twice, never to what is gone."""
+
+from __future__ import annotations
+
+import pytest
+
+from balsam_celery.ledger import Ledger
+from balsam_celery.resources import NodeShare
+from balsam_celery.service import place, specs, window
+from balsam_celery.service.requests import request_kill
+from balsam_celery.states import State
+from balsam_celery.store import allocations
+from balsam_celery.store.engine import Store
+from balsam_celery.store.rows import PilotState
+from balsam_celery.store.schema import task as task_table
+from tests.service.acting import LIMITS, add_pilot, attempts_of, ended, start, tell
+from tests.store.making import add, program, task
+
+S = State
+
+
+def test_a_new_leader_knows_what_is_given_out(store: Store) -> None:
+    add_pilot(store, (2, 2))
+    add(store, *(program(f"t{number:05}") for number in range(10)))
+    first = start(store)
+    shares = {(share.node, share.cores) for sent in first for share in sent.spec.shares}
+    assert len(first) == len(shares) == 4
+    assert not start(store)
+    tell(store, ended(first[0].spec.id))
+    [fifth] = start(store)
+    assert fifth.spec.shares == first[0].spec.shares
+    row = task(store, fifth.spec.id)
+    assert (row.state, row.attempt, row.pilot) == (S.DISPATCHED, 1, "pilot1")
+    [attempt] = attempts_of(store, row.id)
+    assert (attempt.allocation, attempt.pilot, attempt.nodes) == ("a-pilot1", "pilot1", row.shares)
+    assert (attempt.argv, attempt.work_dir) == (
+        ["/bin/true"],
+        f"/run/work/default/{row.id}.{row.id}/1",
+    )
+
+
+def test_the_ledger_of_one_leader_agrees_with_sql(store: Store) -> None:
+    add_pilot(store, (2,))
+    add(store, *(program(f"t{number:05}") for number in range(6)))
+    ledger = Ledger.empty()
+    for _ in range(3):
+        done = store.run(
+            lambda conn, ledger=ledger: place.start(  # type: ignore[misc]
+                conn, ledger, LIMITS, now=store.clock(), who="t"
+            )
+        )
+        assert len(done.sent) == 2
+        ledger = done.ledger
+        rebuilt = store.run(lambda conn: place.rebuild(conn, LIMITS))
+        assert rebuilt.pilots["pilot1"].holdings.keys() == ledger.pilots["pilot1"].holdings.keys()
+        told = tell(store, *(ended(sent.spec.id) for sent in done.sent))
+        for pilot, id, attempt in told.left:
+            ledger = ledger.give_back(pilot, [(id, attempt)])
+    assert not ledger.pilots["pilot1"].holdings
+
+
+def test_draining_and_ended_pilots_get_nothing(store: Store) -> None:
+    add_pilot(store)
+    add(store, program("t00001"))
+    ledger = store.run(lambda conn: place.rebuild(conn, LIMITS))
+    store.run(
+        lambda conn: allocations.update_pilot(
+            conn, "pilot1", (PilotState.LIVE,), state=PilotState.DRAINING
+        )
+    )
+    done = store.run(lambda conn: place.start(conn, ledger, LIMITS, now=store.clock(), who="test"))
+    assert not done.sent
+    assert done.ledger.pilots["pilot1"].draining
+    store.run(
+        lambda conn: allocations.update_pilot(
+            conn, "pilot1", (PilotState.DRAINING,), state=PilotState.ENDED
+        )
+    )
+    assert not store.run(lambda conn: place.sync(conn, done.ledger, LIMITS)).pilots
+
+
+def test_rows_that_contradict_each_other_close_their_pilot(store: Store) -> None:
+    add_pilot(store, (2,))
+    add(store, *(program(f"t0000{number}") for number in range(4)))
+    first, second = start(store)
+    same = task(store, first.spec.id).shares
+    store.run(
+        lambda conn: conn.execute(
+            task_table.update().where(task_table.c.id == second.spec.id).values(shares=same)
+        )
+    )
+    tell(store, ended("none00"))
+    assert not start(store)
+
+
+def test_what_fits_is_found_behind_what_does_not(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(window, "WINDOW", 10)
+    add_pilot(store, (2,))
+    wide = [program(f"w{number:05}", num_nodes=4, priority=5) for number in range(15)]
+    thick = [program(f"c{number:05}", ranks_per_node=3, priority=4) for number in range(15)]
+    add(store, *wide, *thick, program("t00001"), program("t00002"), program("t00003"))
+    assert [sent.spec.id for sent in start(store)] == ["t00001", "t00002"]
+
+
+def test_what_found_room_is_placed_once_though_two_windows_show_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(window, "WINDOW", 4)
+    add_pilot(store, (4,))
+    wide = [program(f"w{number:05}", num_nodes=4) for number in range(4)]
+    thin = [program(f"t{number:05}", priority=5) for number in range(2)]
+    add(store, *thin, *wide)
+    assert [sent.spec.id for sent in start(store)] == ["t00000", "t00001"]
+    with store.read() as conn:
+        rebuilt = place.rebuild(conn, LIMITS)
+    assert len(rebuilt.pilots["pilot1"].holdings) == 2
+
+
+def test_what_is_killed_or_not_yet_due_is_not_started(store: Store) -> None:
+    add_pilot(store)
+    add(store, program("t00001"), program("t00002", not_before=5000.0))
+    request_kill(store, ["t00001"], "x")
+    assert not start(store)
+
+
+def test_a_gang_task_goes_to_the_gang_worker(store: Store) -> None:
+    add_pilot(store, (2, 2))
+    add(store, program("t00001", num_nodes=2))
+    [sent] = start(store)
+    assert sent.worker == "gang"
+    assert sent.spec.shares == (NodeShare("n0", (0, 1)), NodeShare("n1", (0, 1)))
+
+
+def test_names_in_paths() -> None:
+    assert specs.slug("../../etc/passwd", "task") == "etc-passwd"
+    assert specs.slug("..", "task") == "task"
+    assert specs.slug("", "task") == "task"
+    assert specs.slug("Wasser über 100 °C", "task") == "Wasser-ber-100-C"
+    assert len(specs.slug("x" * 300, "task")) == 60
