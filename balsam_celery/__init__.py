@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from balsam_celery import tasks
     from balsam_celery.celeryapp import app
     from balsam_celery.errors import (
         BalsamError,
@@ -55,11 +56,14 @@ __all__ = [
     "app",
     "program",
     "submit_many",
+    "tasks",
     "wait",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "tasks":
+        return importlib.import_module(f"{__name__}.tasks")
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)

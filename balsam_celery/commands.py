@@ -1,7 +1,7 @@
 """Command templates: argv lists with placeholders, filled with values.  Pure.
 
 A placeholder is ``{name}`` (a keyword value), ``{0}`` (a positional value) or either followed by
-keys in brackets: ``{0[work_dir]}`` is the work directory in a parent's result, ``{0[2][exit_code]}``
+keys in brackets: ``{0[work_dir]}`` is the work directory in a parent's result, ``{0[2][seconds]}``
 a field of the third result of a chord's header. A brace itself is written twice. There is no more
 to it (no attributes, conversions or formats), so that a value can fill a part of one argument and
 can never become more arguments, and no template reaches into Python objects (R10).
@@ -113,13 +113,13 @@ def render(
         check_literal(command)
         return tuple(command)
     argv = tuple(
-        "".join(
-            part if isinstance(part, str) else _fill(part, args, kwargs) for part in argument
-        )
+        "".join(part if isinstance(part, str) else _fill(part, args, kwargs) for part in argument)
         for argument in _parse(tuple(command))
     )
     if not argv[0]:
-        raise InvalidInput(f"command {list(command)!r} names no program: {command[0]!r} came out empty")
+        raise InvalidInput(
+            f"command {list(command)!r} names no program: {command[0]!r} came out empty"
+        )
     return argv
 
 

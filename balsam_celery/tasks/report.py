@@ -1,0 +1,50 @@
+"""Reports of steps' ends: workers on the login node → the service's inbox."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import redis
+from celery import Celery
+
+from balsam_celery.tasks.connect import push
+from balsam_celery.wire import StepEnded
+
+log = logging.getLogger(__name__)
+
+_LONGEST_PAUSE = 5.0
+
+
+def report_end(
+    app: Celery[Any], id: str, attempt: int, state: str, result: Any, traceback: str | None
+) -> None:
+    """Report a step's end, as often as it takes: nobody else knows of it.
+
+    Args:
+        app: the worker's application.
+        id: the task.
+        attempt: number of the attempt.
+        state: Celery's: SUCCESS, FAILURE or REVOKED.
+        result: the JSON value, or the exception as Celery's backend encodes it.
+        traceback: text.
+    """
+    ended = StepEnded(
+        id=id,
+        attempt=attempt,
+        state=state,
+        result=result,
+        traceback=None if traceback is None else str(traceback),
+        time=time.time(),
+    )
+    pause = 0.05
+    while True:
+        try:
+            push(app, ended)
+        except redis.exceptions.RedisError as error:
+            log.warning("Redis does not take the end of step %s, trying again: %s", id, error)
+            time.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+        else:
+            return

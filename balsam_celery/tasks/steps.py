@@ -1,0 +1,110 @@
+"""The tasks worker's part in steps: telling the service of their start and end.
+
+A step is an ordinary Celery task that stands in a canvas with programs. Its message carries the
+number of its attempt and nothing of the canvas; the worker's reports are all that the service
+needs to go on.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+from typing import Any
+
+import redis
+from celery import Celery, signals, states
+from celery.app.task import Context
+from celery.canvas import maybe_signature
+from celery.worker import state as worker_state
+from celery.worker.request import Request
+
+from balsam_celery.errors import TaskFailed, TaskTimeout
+from balsam_celery.tasks.base import REPLACED, attempt_of
+from balsam_celery.tasks.connect import push
+from balsam_celery.wire import StepStarted
+
+log = logging.getLogger(__name__)
+
+#: Celery task that calls an errback of three arguments.
+ERRBACK = "balsam.errback"
+_REMEMBERED = 10_000
+
+#: Latest attempt of each step that was revoked here.
+_revoked: OrderedDict[str, int] = OrderedDict()
+
+
+def _on_prerun(task_id: str, task: Any, **_: Any) -> None:
+    attempt = attempt_of(task.request)
+    if attempt is None:
+        return
+    started = StepStarted(
+        id=task_id, attempt=attempt, time=time.time(), worker=task.request.hostname or ""
+    )
+    try:
+        push(task.app, started)
+    except redis.exceptions.RedisError as error:
+        # the end is what counts; it implies the start
+        log.warning("the start of step %s was not reported: %s", task_id, error)
+
+
+def _on_postrun(task_id: str, task: Any, state: str, **_: Any) -> None:
+    """Celery stores nothing for a task that raises Ignore, so a canvas would wait for ever."""
+    if attempt_of(task.request) is None or state != states.IGNORED:
+        return
+    if getattr(task.request, REPLACED, False):
+        return  # the replacement will tell
+    error = TaskFailed("the task raised Ignore, so it has no result to hand on")
+    task.backend.mark_as_failure(task_id, error, request=task.request)
+
+
+class StepRequest(Request):
+    """Celery's request of a task; a revoked step may run again as a later attempt."""
+
+    _context: Any  # Celery's; missing in its stubs
+
+    def revoked(self) -> bool:
+        """Whether it must not run; says so to the service."""
+        attempt = attempt_of(self._context)
+        if attempt is None:
+            return bool(super().revoked())
+        if attempt > _revoked.get(self.id, attempt):
+            worker_state.revoked.discard(self.id)
+            return bool(super().revoked())
+        if self.id in worker_state.revoked:
+            remember_revoked(self.id, attempt)
+        return bool(super().revoked())
+
+
+def remember_revoked(id: str, attempt: int) -> None:
+    """Attempts of a step up to this one must not run here."""
+    _revoked[id] = max(attempt, _revoked.get(id, 0))
+    _revoked.move_to_end(id)
+    while len(_revoked) > _REMEMBERED:
+        _revoked.popitem(last=False)
+
+
+def call_errback(task: Any, failure: dict[str, Any], plain: dict[str, Any]) -> None:
+    """Call an errback as Celery does: with (request, exc, traceback)."""
+    app = task.app
+    if "exc_type" in failure:
+        error = app.backend.exception_to_python(failure)
+    else:
+        kind = TaskTimeout if failure.get("outcome") == "timeout" else TaskFailed
+        error = kind(str(failure.get("reason", "")), failure)
+    request = Context(
+        id=failure["task_id"],
+        task=failure.get("name", ""),
+        root_id=failure["task_id"],
+        delivery_info={},
+    )
+    errback: Any = maybe_signature(plain, app)
+    errback(request, error, failure.get("traceback"))
+
+
+def install(app: Celery[Any]) -> None:
+    """Make this worker report the steps that it runs."""
+    signals.task_prerun.connect(_on_prerun)
+    signals.task_postrun.connect(_on_postrun)
+    if ERRBACK not in app.tasks:
+        app.task(bind=True, name=ERRBACK, shared=False, lazy=False)(call_errback)

@@ -1,0 +1,357 @@
+"""Celery results: from Redis, from SQL, and waiting for them."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from typing import Any
+
+import pytest
+import redis
+from celery import group
+from celery.app.task import Context
+from celery.exceptions import TimeoutError as CeleryTimeoutError
+from celery.result import GroupResult, ResultSet
+
+from balsam_celery.celeryapp import redis_client
+from balsam_celery.errors import InvalidInput, NotFound, TaskFailed, TaskKilled, TaskTimeout
+from balsam_celery.states import State
+from balsam_celery.store import queries
+from balsam_celery.tasks import query
+from balsam_celery.tasks.backend import SILENCE
+from balsam_celery.tasks.connect import close, site_of
+from balsam_celery.tasks.waiting import Progress, wait
+from balsam_celery.wire import Ended, StepEnded
+from tests.api.conftest import Played, make_app, use_redis
+from tests.redis_server import RedisServer
+from tests.waiting import wait_until
+
+S = State
+
+
+def keys_of(play: Played, id: str) -> list[bytes]:
+    with redis_client(play.site) as client:
+        return list(client.keys(f"*{id}*"))
+
+
+def later(function: Any) -> threading.Thread:
+    thread = threading.Thread(target=function)
+    thread.start()
+    return thread
+
+
+def test_success_from_redis_and_from_sql(play: Played) -> None:
+    result = play.program("p", ["p"]).delay()
+    play.run(result.id, out="hello\n")
+    from_sql = play.app.AsyncResult(result.id).get(timeout=5)
+    assert keys_of(play, result.id) == []
+    play.perform()
+    (key,) = keys_of(play, result.id)
+    assert key.decode().startswith(play.site.settings.key_prefix)
+    from_redis = play.app.AsyncResult(result.id).get(timeout=5)
+    assert from_redis == from_sql
+    assert from_redis["output_tail"] == "hello\n"
+    assert (from_redis["exit_code"], from_redis["state"]) == (0, "JOB_FINISHED")
+    with redis_client(play.site) as client:
+        assert 0 < client.ttl(key) <= play.site.settings.results.expires
+        client.delete(key)
+    assert play.app.AsyncResult(result.id).state == "SUCCESS"
+    assert play.app.AsyncResult(result.id).successful()
+
+
+@pytest.mark.parametrize("performed", [False, True], ids=["sql", "redis"])
+def test_failures(play: Played, performed: bool) -> None:
+    p = play.program("p", ["p"])
+    failed, timed_out, killed = (p.delay() for _ in range(3))
+    play.run(failed.id, code=3)
+    play.start(timed_out.id)
+    play.record(Ended(timed_out.id, 1, "timeout", "wall_time over", 2.0, started=1.0))
+    query.kill(killed, reason="enough", app=play.app)
+    if performed:
+        play.perform()
+    for result, cls, state in (
+        (failed, TaskFailed, "FAILURE"),
+        (timed_out, TaskTimeout, "FAILURE"),
+        (killed, TaskKilled, "REVOKED"),
+    ):
+        with pytest.raises(cls) as caught:
+            result.get(timeout=5)
+        assert type(caught.value) is cls
+        assert caught.value.outcome["task_id"] == result.id
+        assert result.state == state
+        assert "\n" not in str(caught.value)
+    with pytest.raises(TaskFailed, match="exit code 3") as caught:
+        failed.get()
+    assert caught.value.outcome["exit_code"] == 3
+    assert failed.get(propagate=False).outcome["work_dir"] == f"/work/{failed.id}/1"
+
+
+def test_states_on_the_way(play: Played) -> None:
+    result = play.program("p", ["p"], max_retries=1).delay()
+    assert result.state == "PENDING"
+    play.start(result.id)
+    assert result.state == "STARTED"
+    play.end(result.id, code=1)
+    assert result.state == "RETRY"
+    assert not result.ready()
+    play.run(result.id)
+    assert result.state == "SUCCESS"
+
+
+def test_a_retry_by_hand_takes_the_failure_back(play: Played) -> None:
+    p = play.program("p", ["p"])
+    result = p.delay()
+    play.run(result.id, code=1)
+    play.perform()
+    assert play.app.AsyncResult(result.id).state == "FAILURE"
+    query.retry(result.id, app=play.app)
+    play.perform()
+    assert play.app.AsyncResult(result.id).state == "RETRY"
+    play.run(result.id)
+    assert play.app.AsyncResult(result.id).get(timeout=5)["attempts"] == 2
+
+
+def test_waiting(play: Played) -> None:
+    p = play.program("p", ["p"])
+    result = p.delay()
+    start = time.monotonic()
+    with pytest.raises(CeleryTimeoutError):
+        result.get(timeout=0.3)
+    assert 0.25 < time.monotonic() - start < 2
+    play.start(result.id)
+    seen: list[Any] = []
+
+    def finish() -> None:
+        wait_until(lambda: seen, 10, "the wait has begun")
+        play.end(result.id, out="x")
+        play.perform()
+
+    thread = later(finish)
+    got = result.get(timeout=20, on_interval=lambda: seen.append(1), on_message=seen.append)
+    thread.join()
+    assert got["output_tail"] == "x"
+    assert seen[-1]["status"] == "SUCCESS"
+
+
+def test_groups(play: Played) -> None:
+    p = play.program("p", ["p", "{0}"])
+    results = group(p.s(n) for n in range(4)).apply_async()
+    assert not results.ready()
+    for number, result in enumerate(results):
+        play.run(result.id, out=str(number))
+        if number == 1:
+            play.perform()  # some are in Redis, some in SQL alone
+    assert [r["output_tail"] for r in results.get(timeout=5)] == ["0", "1", "2", "3"]
+    assert [r["output_tail"] for r in results.join(timeout=5)] == ["0", "1", "2", "3"]
+    assert [r["output_tail"] for r in ResultSet(list(results)).get(timeout=5)] == list("0123")
+    assert results.successful()
+    assert results.completed_count() == 4
+    results.save()
+    again = GroupResult.restore(results.id, app=play.app)
+    assert [r.id for r in again] == [r.id for r in results]
+    bad = group(p.s(1), p.s(2)).apply_async()
+    play.run(bad[0].id, code=1)
+    with pytest.raises(TaskFailed):
+        bad.get(timeout=5)
+
+
+def test_forget_leaves_the_row(play: Played) -> None:
+    result = play.program("p", ["p"]).delay()
+    play.run(result.id)
+    play.perform()
+    result.forget()
+    assert keys_of(play, result.id) == []
+    assert play.app.AsyncResult(result.id).state == "SUCCESS"
+
+
+def test_ordinary_results_are_celerys(play: Played) -> None:
+    backend = play.app.backend
+    backend.store_result("ordinary", {"a": 1}, "SUCCESS")
+    assert play.app.AsyncResult("ordinary").get(timeout=5) == {"a": 1}
+    backend.store_result("bad", ValueError("no"), "FAILURE")
+    with pytest.raises(ValueError, match="no"):
+        play.app.AsyncResult("bad").get(timeout=5)
+    assert play.app.AsyncResult("unknown").state == "PENDING"
+    with pytest.raises(CeleryTimeoutError):
+        play.app.AsyncResult("unknown").get(timeout=0.1)
+
+
+def test_redis_down(deaf: Played, recwarn: pytest.WarningsRecorder) -> None:
+    p = deaf.program("p", ["p"])
+    results = group(p.s(), p.s()).apply_async()
+    for result in results:
+        deaf.run(result.id)
+    assert [r["exit_code"] for r in results.get(timeout=10)] == [0, 0]
+    assert results[0].state == "SUCCESS"
+    with pytest.raises(redis.exceptions.ConnectionError):
+        deaf.app.AsyncResult("ordinary").get(timeout=5)
+    with pytest.raises(redis.exceptions.ConnectionError):
+        _ = deaf.app.AsyncResult("ordinary").state
+
+
+def test_redis_restarts_while_a_client_waits(
+    bare_site: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "own-redis"
+    directory.mkdir()
+    server = RedisServer(directory)
+    server.start()
+    site = use_redis(bare_site, server.url)
+    app = make_app(site, monkeypatch)
+    from_site = Played(site, app, query.store_of(app))
+    try:
+        result = from_site.program("p", ["p"]).delay()
+        looks: list[int] = []
+
+        def outage() -> None:
+            wait_until(lambda: looks, 10, "the wait has begun")
+            server.stop(kill=True)
+            from_site.run(result.id, out="during the outage")
+
+        thread = later(outage)
+        got = result.get(timeout=30, on_interval=lambda: looks.append(1))
+        thread.join()
+        assert got["output_tail"] == "during the outage"
+        # a step that ends now is reported as soon as Redis is back
+        thread = later(lambda: app.backend.mark_as_done("step-1", 7, step_request(1)))
+        server.start()
+        thread.join(20)
+        from_site.perform()
+        assert app.AsyncResult(result.id).get(timeout=5) == got
+        ends = [one for one in from_site.inbox() if isinstance(one, StepEnded)]
+        assert [(one.id, one.result) for one in ends] == [("step-1", 7)]
+    finally:
+        app.backend.client.close()
+        app.close()
+        close(app)
+        server.stop()
+
+
+def test_redis_hangs(bare_site: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = tmp_path / "own-redis"
+    directory.mkdir()
+    server = RedisServer(directory)
+    server.start()
+    app = make_app(use_redis(bare_site, server.url), monkeypatch)
+    from_site = Played(site_of(app), app, query.store_of(app))
+    try:
+        result = from_site.program("p", ["p"]).delay()
+        assert result.state == "PENDING"
+        assert server.process is not None
+        server.process.send_signal(signal.SIGSTOP)
+        # one silence, not two: the row answers then
+        begun = time.monotonic()
+        assert result.state == "PENDING"
+        with pytest.raises(CeleryTimeoutError):
+            result.get(timeout=0.5)
+        assert time.monotonic() - begun < 3 * SILENCE
+    finally:
+        assert server.process is not None
+        server.process.send_signal(signal.SIGCONT)
+        app.backend.client.close()
+        app.close()
+        close(app)
+        server.stop()
+
+
+def step_request(attempt: int) -> Any:
+    """What Celery hands its backend for a step."""
+    return Context(id="step-1", balsam_attempt=attempt, headers={"balsam_attempt": attempt})
+
+
+def test_steps_report_to_the_service(play: Played) -> None:
+    backend = play.app.backend
+    backend.mark_as_done("step-1", {"x": [1]}, step_request(2))
+    backend.mark_as_failure("step-1", ValueError("no", 3), "Traceback…", step_request(3))
+    backend.mark_as_revoked("step-1", "terminated", step_request(4))
+    done, failed, revoked = play.inbox()
+    assert isinstance(done, StepEnded)
+    assert (done.id, done.attempt, done.state, done.result) == ("step-1", 2, "SUCCESS", {"x": [1]})
+    assert isinstance(failed, StepEnded)
+    assert failed.result["exc_type"] == "ValueError"
+    assert failed.traceback == "Traceback…"
+    assert isinstance(revoked, StepEnded)
+    assert revoked.state == "REVOKED"
+    assert keys_of(play, "step-1") == []
+
+
+def test_wait(play: Played) -> None:
+    p = play.program("p", ["p"], workflow="w")
+    results = [p.delay() for _ in range(3)]
+    seen: list[Progress] = []
+    with pytest.raises(TimeoutError, match="3 of 3 tasks are not final"):
+        wait(results, timeout=0.05, app=play.app)
+    play.run(results[0].id)
+    play.run(results[1].id, code=1)
+    thread = later(lambda: (wait_until(lambda: seen, 10), play.run(results[2].id)))
+    progress = wait(workflow="w", timeout=20, on_progress=seen.append, app=play.app)
+    thread.join()
+    assert (progress.finished, progress.unsuccessful, progress.total) == (2, 1, 3)
+    assert (progress.done, progress.successful) == (True, False)
+    assert seen[0].finished == 1
+    assert seen[-1] == progress
+    mixed = [results[0].id[:8], query.get(results[1].id, app=play.app), GroupResult("g", results)]
+    assert wait(mixed, app=play.app).total == 3
+    with pytest.raises(NotFound):
+        wait(["nowhere"], app=play.app)
+    for call in ({}, {"selection": results, "workflow": "w"}, {"flow": "w"}):
+        with pytest.raises(InvalidInput):
+            wait(app=play.app, **call)  # type: ignore[arg-type]
+
+
+def test_reading_in_bulk(play: Played) -> None:
+    p, q = play.program("p", ["p"], workflow="w", tags=["a", "b"]), play.program("q", ["q"])
+    results = [p.s().set(name=f"p-{n}").delay() for n in range(3)] + [q.delay()]
+    play.run(results[0].id)
+    app = play.app
+    assert [t.id for t in query.filter(workflow="w", app=app)] == [r.id for r in results[:3]]
+    assert [t.name for t in query.filter(name="p-*", newest_first=True, limit=2, app=app)] == [
+        "p-2", "p-1",
+    ]  # fmt: skip
+    assert [t.id for t in query.filter(state="job_finished", app=app)] == [results[0].id]
+    assert len(list(query.filter(tags=["a", "b"], state=["PREPROCESSED"], app=app))) == 2
+    assert query.count(app=app) == {S.JOB_FINISHED: 1, S.PREPROCESSED: 3}
+    assert query.filter(workflow="w", app=app).count() == {S.JOB_FINISHED: 1, S.PREPROCESSED: 2}
+    assert query.ids(application="q", app=app) == [results[3].id]
+    (attempt,) = query.attempts(results[0].id, app=app)
+    assert (attempt.number, attempt.exit_code) == (1, 0)
+    assert query.events(results[0].id, app=app)[-1].to_state is S.JOB_FINISHED
+    chained = (p.s() | q.s()).apply_async()
+    assert [t.id for t in query.parents(chained.id, app=app)] == [chained.parent.id]
+    assert [t.id for t in query.children(chained.parent.id, app=app)] == [chained.id]
+    for criteria in ({"state": "DONE"}, {"kind": "dog"}, {"limit": 0}, {"worflow": "w"}):
+        with pytest.raises(InvalidInput, match=r"did you mean|give"):
+            query.filter(app=app, **criteria)  # type: ignore[arg-type]
+    with pytest.raises(NotFound):
+        query.get("nothing-of-that-id", app=app)
+
+
+def test_pages(play: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(query, "_PAGE", 3)
+    p = play.program("p", ["p"])
+    made = [p.delay().id for _ in range(7)]
+    assert [t.id for t in query.filter(app=play.app)] == made
+    assert [t.id for t in query.filter(app=play.app, newest_first=True)] == made[::-1]
+    assert [t.id for t in query.filter(app=play.app, limit=4)] == made[:4]
+
+
+def test_acting_in_bulk(play: Played) -> None:
+    p = play.program("p", ["p"])
+    last = (p.s() | p.s()).apply_async()
+    answer = query.kill(last.parent, app=play.app)
+    assert set(answer.done) == {last.parent.id, last.id}
+    assert {row.state for row in play.rows()} == {S.USER_KILLED}
+    assert query.retry([last.parent.id], app=play.app).done
+    assert play.task(last.id).state is S.AWAITING_PARENTS
+    with pytest.raises(InvalidInput):
+        query.remove(last.parent.id, app=play.app)
+    query.kill([last.parent], app=play.app)
+    assert {gone.id for gone in query.remove([last, last.parent], app=play.app)} == {
+        last.id, last.parent.id,
+    }  # fmt: skip
+    for nothing in ("nowhere", ["nowhere"], [3], 3):
+        with pytest.raises(InvalidInput):
+            query.kill(nothing, app=play.app)
+    with play.store.read() as conn:
+        assert queries.count_tasks(conn, queries.TaskFilter()) == {}
