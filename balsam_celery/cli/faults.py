@@ -21,8 +21,10 @@ def report_fault(error: Exception) -> str:
         path = directory / "balsam-cli.log"
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
-            with open(descriptor, "a", encoding="utf-8", errors="backslashreplace") as log:
+            descriptor = os.open(
+                path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600
+            )
+            with os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace") as log:
                 log.write(text)
         except OSError:
             continue  # not writable (a full disk, another's directory): try the next place

@@ -88,4 +88,4 @@ class Root(click.Group):
                 raise
             status, line = 1, one_line(report_fault(error))
         click.echo(f"balsam: {line}", err=True)
-        ctx.exit(status)
+        raise click.exceptions.Exit(status)

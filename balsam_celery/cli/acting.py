@@ -1,0 +1,195 @@
+"""``balsam kill``, ``retry``, ``rm`` and ``prune``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import click
+
+from balsam_celery.cli.output import echo_json, local_time, plural, say
+from balsam_celery.cli.selection import (
+    Selection,
+    confirm,
+    filter_options,
+    ids_argument,
+    json_option,
+    yes_option,
+)
+from balsam_celery.cli.session import session
+from balsam_celery.cli.waking import wake
+from balsam_celery.cli.workdirs import delete_work_directory
+from balsam_celery.durations import parse_duration
+from balsam_celery.service.requests import Answer, request_kill
+from balsam_celery.service.requests import retry as request_retry
+from balsam_celery.states import FINAL, State
+from balsam_celery.store.prune import Removed, remove
+from balsam_celery.store.prune import prune as prune_rows
+from balsam_celery.store.queries import select_ids
+from balsam_celery.tasks.submit import user
+
+_ALIVE = tuple(state for state in State if state not in FINAL)
+_UNSUCCESSFUL = (State.FAILED, State.USER_KILLED)
+#: Tasks of one transaction, so that others get their turn at the database.
+_BATCH = 500
+_FILES = click.option(
+    "--files", is_flag=True, help="Their work directories under the site's run directory too."
+)
+
+
+def _choose(
+    options: dict[str, Any], states: tuple[State, ...], verb: str, yes: bool
+) -> tuple[list[str], bool]:
+    """Whole ids of the tasks asked for, and whether a filter chose them (then confirmed)."""
+    selection = Selection.take(options)
+    selection.require()
+    with session().store.read() as conn:
+        ids = select_ids(conn, selection.filter(conn, states))
+    if ids and selection.has_filter and not yes:
+        confirm(f"{verb} {plural(len(ids), 'task')}?")
+    if not ids:
+        say("no task fits")
+    return ids, selection.has_filter
+
+
+@click.command()
+@ids_argument
+@filter_options
+@click.option(
+    "--reason", default="killed by the user", show_default=True, help="Kept with the task."
+)
+@click.option("--no-descendants", is_flag=True, help="Leave the tasks that wait for them alone.")
+@yes_option
+@json_option
+def kill(reason: str, no_descendants: bool, yes: bool, as_json: bool, **options: Any) -> None:
+    """Kill tasks, and all tasks that wait for them.
+
+    A task whose program runs is USER_KILLED once every process of it is gone. A filter without
+    --state means tasks that have not ended.
+    """
+    ids, by_filter = _choose(options, _ALIVE, "Kill", yes)
+    _ask_service(
+        ids,
+        by_filter,
+        lambda some: request_kill(
+            session().store, some, reason, who=user(), descendants=not no_descendants
+        ),
+        "killed",
+        as_json,
+    )
+
+
+@click.command()
+@ids_argument
+@filter_options
+@yes_option
+@json_option
+def retry(yes: bool, as_json: bool, **options: Any) -> None:
+    """Run tasks again that are FAILED or USER_KILLED, with their retries fresh.
+
+    Tasks that failed because of them wait for them again.
+    """
+    ids, by_filter = _choose(options, _UNSUCCESSFUL, "Retry", yes)
+    _ask_service(
+        ids,
+        by_filter,
+        lambda some: request_retry(session().store, some, who=user()),
+        "set to run again",
+        as_json,
+    )
+
+
+def _ask_service(
+    ids: Sequence[str],
+    by_filter: bool,
+    request: Callable[[Sequence[str]], Answer],
+    word: str,
+    as_json: bool,
+) -> None:
+    """Make the request in batches and tell what became of it.
+
+    Exit status 1 when tasks were refused that the user named. Those that a filter chose have only
+    gone on since.
+    """
+    done: list[str] = []
+    requested: list[str] = []
+    refused: dict[str, str] = {}
+    for some in _batches(ids):
+        answer = request(some)
+        done += answer.done
+        requested += answer.requested
+        refused |= answer.refused
+    # a task may have been reached both by name and as a descendant of an earlier batch
+    refused = {id: why for id, why in refused.items() if id not in set(done) | set(requested)}
+    if ids:
+        wake(session().site)
+    if as_json:
+        echo_json({"done": done, "requested": requested, "refused": refused})
+    else:
+        if done:
+            say(f"{plural(len(done), 'task')} {word}")
+        if requested:
+            say(f"{plural(len(requested), 'running task')} being ended")
+        if refused and by_filter:
+            say(f"{plural(len(refused), 'task')} went on meanwhile, and no longer fit")
+        for id, why in () if by_filter else refused.items():
+            say(f"{id}: {why}")
+    if refused and not by_filter:
+        raise click.exceptions.Exit(1)
+
+
+def _batches(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(ids), _BATCH):
+        yield ids[start : start + _BATCH]
+
+
+@click.command()
+@ids_argument
+@filter_options
+@_FILES
+@yes_option
+@json_option
+def rm(files: bool, yes: bool, as_json: bool, **options: Any) -> None:
+    """Remove tasks that have ended, with their attempts and events.
+
+    All or none. A filter without --state means tasks that have ended.
+    """
+    ids, _ = _choose(options, tuple(FINAL), "Remove", yes)
+    removed = session().store.run(lambda conn: remove(conn, ids))
+    _tell_removed(removed, files, as_json)
+
+
+@click.command()
+@click.option(
+    "--older-than",
+    required=True,
+    metavar="TIME",
+    help="Ended longer ago than this, such as 30d or 12h.",
+)
+@_FILES
+@yes_option
+@json_option
+def prune(older_than: str, files: bool, yes: bool, as_json: bool) -> None:
+    """Remove tasks that ended long ago, where all of their workflow has."""
+    store = session().store
+    before = store.clock() - parse_duration(older_than, "--older-than")
+    if not yes:
+        confirm(f"Remove all workflows that ended before {local_time(before)}?")
+    removed: list[Removed] = []
+    while some := store.run(lambda conn: prune_rows(conn, before, limit=_BATCH)):
+        removed += some
+    _tell_removed(removed, files, as_json)
+
+
+def _tell_removed(removed: Sequence[Removed], files: bool, as_json: bool) -> None:
+    directories = 0
+    if files:
+        run_dir = session().site.run_dir
+        directories = sum(delete_work_directory(run_dir, row) for row in removed)
+    if as_json:
+        echo_json({"removed": [row.id for row in removed], "directories": directories})
+        return
+    say(
+        f"{plural(len(removed), 'task')} removed"
+        + (f", and {directories:,} of their directories" if files else "")
+    )

@@ -1,0 +1,166 @@
+"""Rows as plain JSON values: the stable schema of ``docs/cli-json.md``.
+
+Times become ISO 8601 in UTC; durations stay seconds, memory bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from balsam_celery.store.rows import AllocationRow, AttemptRow, EventRow, PilotRow, TaskRow
+
+Plain = dict[str, Any]
+
+_RESOURCES = (
+    "num_nodes",
+    "ranks_per_node",
+    "threads_per_rank",
+    "threads_per_core",
+    "gpus_per_rank",
+    "node_packing_count",
+    "cpu_affinity",
+)
+
+
+def timestamp(seconds: float | None) -> str | None:
+    """``seconds`` since the epoch as ``2026-11-22T17:54:27.120Z``."""
+    if seconds is None:
+        return None
+    moment = datetime.fromtimestamp(seconds, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def task(row: TaskRow) -> Plain:
+    """A task in a list."""
+    return {
+        "id": row.id,
+        "name": row.name,
+        "workflow": row.workflow,
+        "tags": list(row.tags),
+        "kind": row.kind,
+        "application": row.application,
+        "state": str(row.state),
+        "attempt": row.attempt,
+        "num_nodes": row.num_nodes,
+        "priority": row.priority,
+        "work_dir": row.work_dir,
+        "reason": row.reason,
+        "created": timestamp(row.created),
+        "changed": timestamp(row.changed),
+        "finished": timestamp(row.finished),
+    }
+
+
+def whole_task(
+    row: TaskRow,
+    attempts: Sequence[AttemptRow],
+    events: Sequence[EventRow],
+    parents: Sequence[str],
+    children: Sequence[str],
+) -> Plain:
+    """A task with all that is known of it."""
+    return task(row) | {
+        "command": row.command,
+        "literal": row.literal,
+        "arguments": row.arguments,
+        "argv": row.argv,
+        "resources": {name: getattr(row, name) for name in _RESOURCES},
+        "launcher": row.launcher,
+        "environment": row.environment,
+        "wall_time": row.wall_time,
+        "expected_time": row.expected_time,
+        "max_retries": row.max_retries,
+        "retry_on": row.retry_on,
+        "failures": row.failures,
+        "restartable": row.restartable,
+        "not_before": timestamp(row.not_before) if row.not_before else None,
+        "on_parent_failure": row.on_parent_failure,
+        "hooks": row.hooks,
+        "input_files": row.input_files,
+        "data": row.data,
+        "waiting_on": row.waiting_on,
+        "parents": list(parents),
+        "children": list(children),
+        "pilot": row.pilot,
+        "nodes": row.shares or [],
+        "kill_requested": timestamp(row.kill_requested),
+        "kill_reason": row.kill_reason,
+        "result": row.result,
+        "attempts": [attempt(a) for a in attempts],
+        "events": [event(e) for e in events],
+    }
+
+
+def attempt(row: AttemptRow) -> Plain:
+    """One run of a task."""
+    return {
+        "number": row.number,
+        "allocation": row.allocation,
+        "pilot": row.pilot,
+        "nodes": row.nodes,
+        "argv": row.argv,
+        "work_dir": row.work_dir,
+        "environment_digest": row.environment_digest,
+        "dispatched": timestamp(row.dispatched),
+        "started": timestamp(row.started),
+        "ended": timestamp(row.ended),
+        "outcome": row.outcome,
+        "exit_code": row.exit_code,
+        "signal": row.signal,
+        "user_time": row.user_time,
+        "system_time": row.system_time,
+        "max_memory": row.max_memory,
+        "stdout_tail": row.stdout_tail,
+        "stderr_tail": row.stderr_tail,
+        "reason": row.reason,
+    }
+
+
+def event(row: EventRow) -> Plain:
+    """One change of state."""
+    return {
+        "time": timestamp(row.time),
+        "from": row.from_state,
+        "to": row.to_state,
+        "who": row.who,
+        "message": row.message,
+    }
+
+
+def allocation(row: AllocationRow) -> Plain:
+    """A batch job."""
+    return {
+        "id": row.id,
+        "queue": row.queue,
+        "nodes": row.nodes,
+        "wall_time": row.wall_time,
+        "state": row.state,
+        "native_id": row.native_id,
+        "cancel_requested": timestamp(row.cancel_requested),
+        "created": timestamp(row.created),
+        "submitted": timestamp(row.submitted),
+        "started": timestamp(row.started),
+        "ended": timestamp(row.ended),
+        "reason": row.reason,
+        "run_dir": row.run_dir,
+    }
+
+
+def pilot(row: PilotRow) -> Plain:
+    """An incarnation inside a batch job."""
+    return {
+        "id": row.id,
+        "allocation": row.allocation,
+        "state": row.state,
+        "host": row.host,
+        "pid": row.pid,
+        "nodes": row.nodes,
+        "registered": timestamp(row.registered),
+        "heartbeat": timestamp(row.heartbeat),
+        "end_time": timestamp(row.end_time),
+        "ended": timestamp(row.ended),
+        "idle_since": timestamp(row.idle_since),
+        "reason": row.reason,
+    }

@@ -1,0 +1,203 @@
+"""``balsam allocations`` and ``balsam pilot``: the machines that tasks run on."""
+
+from __future__ import annotations
+
+import click
+from sqlalchemy import Connection
+
+from balsam_celery.cli import describe
+from balsam_celery.cli.output import echo_json, local_time, plural, say, table
+from balsam_celery.cli.selection import json_option
+from balsam_celery.cli.session import session
+from balsam_celery.cli.waking import wake
+from balsam_celery.durations import format_duration
+from balsam_celery.errors import InvalidInput
+from balsam_celery.store.allocations import (
+    LIVE_ALLOCATIONS,
+    LIVE_PILOTS,
+    get_allocation,
+    get_pilot,
+    list_allocations,
+    list_pilots,
+    update_allocation,
+    update_pilot,
+)
+from balsam_celery.store.rows import PilotState
+
+_ALL = click.option("--all", "everything", is_flag=True, help="Those that have ended too.")
+
+
+@click.group(invoke_without_command=True)
+@_ALL
+@json_option
+@click.pass_context
+def allocations(ctx: click.Context, everything: bool, as_json: bool) -> None:
+    """List batch jobs: those that are asked for, queued or running.
+
+    Without a command, `list`.
+    """
+    if ctx.invoked_subcommand is None:
+        _list_allocations(everything, as_json)
+    elif everything or as_json:
+        raise click.UsageError(f"put the options after {ctx.invoked_subcommand!r}", ctx)
+
+
+@allocations.command("list")
+@_ALL
+@json_option
+def allocations_list(everything: bool, as_json: bool) -> None:
+    """List batch jobs."""
+    _list_allocations(everything, as_json)
+
+
+def _list_allocations(everything: bool, as_json: bool) -> None:
+    with session().store.read() as conn:
+        rows = list_allocations(conn, None if everything else LIVE_ALLOCATIONS)
+    if as_json:
+        echo_json({"allocations": [describe.allocation(row) for row in rows]})
+        return
+    table(
+        ("ID", "QUEUE", "NODES", "WALL TIME", "STATE", "JOB", "CREATED", "STARTED", "REASON"),
+        [
+            (
+                row.id,
+                row.queue,
+                str(row.nodes),
+                format_duration(row.wall_time),
+                str(row.state) + (" (cancelling)" if row.cancel_requested else ""),
+                row.native_id or "-",
+                local_time(row.created),
+                local_time(row.started),
+                row.reason,
+            )
+            for row in rows
+        ],
+    )
+
+
+@allocations.command("cancel")
+@click.argument("ids", nargs=-1, metavar="[ID]...")
+@click.option("--all", "everything", is_flag=True, help="All that have not ended.")
+@click.option("--drain", is_flag=True, help="Let what runs there end first; start nothing more.")
+@json_option
+def allocations_cancel(ids: tuple[str, ...], everything: bool, drain: bool, as_json: bool) -> None:
+    """Cancel batch jobs, by id, start of an id, or the scheduler's own.
+
+    Their tasks run again elsewhere, which does not count as a retry. With --drain a running job
+    takes no more tasks and ends when it is idle; one that has not started is cancelled.
+    """
+    if bool(ids) == everything:
+        raise InvalidInput("name the allocations by their ids, or give --all")
+    store = session().store
+    now = store.clock()
+
+    def change(conn: Connection) -> tuple[list[str], list[str], list[str]]:
+        chosen = (
+            [row.id for row in list_allocations(conn, LIVE_ALLOCATIONS)]
+            if everything
+            else list(dict.fromkeys(get_allocation(conn, id).id for id in ids))
+        )
+        cancelled, draining, over = [], [], []
+        for id in chosen:
+            pilots = list_pilots(conn, LIVE_PILOTS, allocation=id)
+            if drain and pilots:
+                for pilot in pilots:
+                    _drain(conn, pilot.id)
+                draining.append(id)
+            elif update_allocation(
+                conn, id, LIVE_ALLOCATIONS, cancel_requested=now, reason="cancelled by the user"
+            ):
+                cancelled.append(id)
+            else:
+                over.append(id)
+        return cancelled, draining, over
+
+    cancelled, draining, over = store.run(change)
+    wake(session().site)
+    if as_json:
+        echo_json({"cancelled": cancelled, "draining": draining, "ended": over})
+        return
+    for word, some in (("cancelled", cancelled), ("draining", draining), ("ended before", over)):
+        if some:
+            say(f"{plural(len(some), 'allocation')} {word}: {', '.join(some)}")
+    if not cancelled + draining + over:
+        say("no allocation is queued or running")
+
+
+def _drain(conn: Connection, pilot: str) -> bool:
+    return update_pilot(
+        conn, pilot, [PilotState.LIVE], state=PilotState.DRAINING, reason="drained by the user"
+    )
+
+
+@click.group(invoke_without_command=True)
+@_ALL
+@json_option
+@click.pass_context
+def pilot(ctx: click.Context, everything: bool, as_json: bool) -> None:
+    """List pilots: what runs inside the batch jobs and starts tasks there.
+
+    Without a command, `list`.
+    """
+    if ctx.invoked_subcommand is None:
+        _list_pilots(everything, as_json)
+    elif everything or as_json:
+        raise click.UsageError(f"put the options after {ctx.invoked_subcommand!r}", ctx)
+
+
+@pilot.command("list")
+@_ALL
+@json_option
+def pilot_list(everything: bool, as_json: bool) -> None:
+    """List pilots."""
+    _list_pilots(everything, as_json)
+
+
+def _list_pilots(everything: bool, as_json: bool) -> None:
+    with session().store.read() as conn:
+        rows = list_pilots(conn, None if everything else LIVE_PILOTS)
+    if as_json:
+        echo_json({"pilots": [describe.pilot(row) for row in rows]})
+        return
+    table(
+        ("ID", "ALLOCATION", "STATE", "HOST", "NODES", "CORES", "HEARTBEAT", "UNTIL", "REASON"),
+        [
+            (
+                row.id,
+                row.allocation,
+                str(row.state),
+                row.host,
+                str(len(row.nodes)),
+                str(sum(len(node["cores"]) for node in row.nodes)),
+                local_time(row.heartbeat),
+                local_time(row.end_time),
+                row.reason,
+            )
+            for row in rows
+        ],
+        state_column=2,
+    )
+
+
+@pilot.command("drain")
+@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@json_option
+def pilot_drain(ids: tuple[str, ...], as_json: bool) -> None:
+    """Start nothing more on pilots; each ends when what runs there has ended."""
+    store = session().store
+
+    def change(conn: Connection) -> dict[str, bool]:
+        chosen = dict.fromkeys(get_pilot(conn, id).id for id in ids)
+        return {id: _drain(conn, id) for id in chosen}
+
+    changed = store.run(change)
+    wake(session().site)
+    draining = [id for id, done in changed.items() if done]
+    over = [id for id, done in changed.items() if not done]
+    if as_json:
+        echo_json({"draining": draining, "ended": over})
+        return
+    if draining:
+        say(f"{plural(len(draining), 'pilot')} draining: {', '.join(draining)}")
+    if over:
+        say(f"{plural(len(over), 'pilot')} ended or draining before: {', '.join(over)}")

@@ -1,0 +1,137 @@
+"""The options that describe tasks, of ``submit`` and ``app add``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import click
+
+from balsam_celery.errors import InvalidInput
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _option(*names: str, **settings: Any) -> Callable[[F], F]:
+    return click.option(*names, default=None, **settings)
+
+
+#: Parameter → option; each parameter is a task field as ``program()`` takes it, but for ``tag``
+#: and ``env``.
+_OPTIONS: dict[str, Callable[[Any], Any]] = {
+    "workflow": _option("--workflow", metavar="NAME", help="What the tasks belong to."),
+    "tag": _option(
+        "--tag", multiple=True, metavar="TAG", help="A word to find them by; may be repeated."
+    ),
+    "num_nodes": _option("-N", "--num-nodes", type=int, metavar="N", help="Nodes.  [default: 1]"),
+    "ranks_per_node": _option(
+        "-r",
+        "--ranks-per-node",
+        type=int,
+        metavar="N",
+        help="MPI ranks on each node.  [default: 1]",
+    ),
+    "threads_per_rank": _option(
+        "-c",
+        "--threads-per-rank",
+        type=int,
+        metavar="N",
+        help="Threads of each rank.  [default: 1]",
+    ),
+    "threads_per_core": _option(
+        "--threads-per-core",
+        type=int,
+        metavar="N",
+        help="Hardware threads of a core used.  [default: 1]",
+    ),
+    "gpus_per_rank": _option(
+        "-g",
+        "--gpus-per-rank",
+        type=float,
+        metavar="X",
+        help="GPUs of each rank, such as 1 or 0.5.",
+    ),
+    "node_packing_count": _option(
+        "--node-packing-count", type=int, metavar="N", help="At most so many of them on one node."
+    ),
+    "cpu_affinity": _option(
+        "--cpu-affinity",
+        metavar="HOW",
+        help="depth: bind to cores; none: do not.  [default: depth]",
+    ),
+    "launcher": _option(
+        "--launcher", metavar="KIND", help="How ranks start: none, mpich, openmpi."
+    ),
+    "wall_time": _option(
+        "-t", "--wall-time", metavar="TIME", help="Limit, such as 90, 10m, 1h30m, 01:30:00."
+    ),
+    "expected_time": _option(
+        "--expected-time", metavar="TIME", help="What it should take; planning uses it."
+    ),
+    "priority": _option(
+        "--priority", type=int, metavar="N", help="Higher goes first.  [default: 0]"
+    ),
+    "max_retries": _option(
+        "--max-retries",
+        type=int,
+        metavar="N",
+        help="Runs again after a failure, at most.  [default: 0]",
+    ),
+    "restartable": _option(
+        "--restartable",
+        is_flag=True,
+        help="May be stopped by the end of a batch job and run again.",
+    ),
+    "on_parent_failure": _option(
+        "--on-parent-failure", metavar="WHAT", help="fail, or ignore and run.  [default: fail]"
+    ),
+    "env": _option(
+        "-e",
+        "--env",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="A variable for the program (NAME alone: as it is here); may be repeated.",
+    ),
+}
+
+
+def task_options(command: F) -> F:
+    """Add the options."""
+    for option in reversed(_OPTIONS.values()):
+        command = option(command)
+    return command
+
+
+def given_options(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given, taken out of ``options``, as ``program()`` takes them.
+
+    Raises:
+        InvalidInput: ``--env`` names no variable, or one that is not set.
+    """
+    given: dict[str, Any] = {}
+    for name in _OPTIONS:
+        value = options.pop(name)
+        if value is None or value == ():
+            continue
+        if name == "tag":
+            given["tags"] = list(value)
+        elif name == "env":
+            given["environment"] = _environment(value)
+        else:
+            given[name] = value
+    return given
+
+
+def _environment(settings: Iterable[str]) -> dict[str, str]:
+    environment = {}
+    for setting in settings:
+        name, separator, value = setting.partition("=")
+        if not name:
+            raise InvalidInput(f"--env is {setting!r}: give NAME=VALUE")
+        if not separator:
+            if name not in os.environ:
+                raise InvalidInput(f"--env {name}: no such variable is set here; give {name}=VALUE")
+            value = os.environ[name]
+        environment[name] = value
+    return environment
