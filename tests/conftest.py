@@ -12,6 +12,7 @@ import pytest
 from tests.redis_server import RedisServer
 
 MARK = "BALSAM_TEST_RUN"
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def _marked(value: str) -> dict[int, str]:
@@ -28,6 +29,27 @@ def _marked(value: str) -> dict[int, str]:
         except (FileNotFoundError, PermissionError, ProcessLookupError):
             continue  # it ended, or it is not ours
     return found
+
+
+#: Folders whose tests share what is dear to start (or ids of tasks, by which processes are ended),
+#: so that one process runs all of them; elsewhere it is a file.
+TOGETHER = ("tests/acceptance/", "tests/pilot/", "tests/cli/", "tests/api/", "tests/store/")
+#: What takes longest begins first.
+FIRST = ("tests/acceptance/", "tests/site/test_supervisor.py", "tests/pilot/")
+
+
+@pytest.hookimpl(tryfirst=True)  # before the hook that reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say which tests one process must run together, and begin with what takes longest."""
+    for item in items:
+        place = item.path.relative_to(ROOT).as_posix()
+        group = next((prefix for prefix in TOGETHER if place.startswith(prefix)), place)
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: _rank(item.path.relative_to(ROOT).as_posix()))
+
+
+def _rank(place: str) -> int:
+    return next((n for n, prefix in enumerate(FIRST) if place.startswith(prefix)), len(FIRST))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def wait_until(condition: Callable[[], T], timeout: float = 60.0, what: str = "") -> T:
-    """Return the first true value of ``condition``; fail with ``what`` after ``timeout`` seconds."""
+    """Return the first true value of ``condition``; fail with ``what`` after ``timeout`` s."""
     pause = threading.Event()
     deadline = time.monotonic() + timeout
     while True:

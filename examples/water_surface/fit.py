@@ -21,7 +21,7 @@ from nwchem_input import energies
 from scipy.optimize import minimize
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
 DEGREE = 7
 CENTRE = np.array([0.95, 105.0])

@@ -21,6 +21,8 @@ import numpy as np
 from celery import chord
 from node_use import Busy, draw_node_use, node_use
 from nwchem_input import REFERENCE_ENERGY, cartesian, energies, input_file
+from rich.console import Console
+from rich.progress import Progress as Bar
 
 from balsam_celery import program, tasks, wait
 from balsam_celery.errors import BalsamError
@@ -57,9 +59,7 @@ def geometry_batches() -> list[list[tuple[float, float]]]:
 def fresh_site(keep: bool) -> Iterator[Site]:
     """A site of its own, up; afterwards down, and removed unless it is to be kept."""
     directory = Path(tempfile.mkdtemp(prefix="water-surface-"))
-    site = init(
-        directory, name="water", local=LocalSettings(nodes=NODES, cores_per_node=CORES)
-    )
+    site = init(directory, name="water", local=LocalSettings(nodes=NODES, cores_per_node=CORES))
     os.environ["BALSAM_SITE"] = str(directory)
     try:
         up(site, progress=print)
@@ -145,17 +145,29 @@ def run(site: Site, engine: str, output: Path) -> None:
     )
     surface = chord(header, fit.s()).apply_async()
     print(f"{len(header)} tasks and the fit are in SQL")
-    wait([*surface.parent.results, surface], progress=True)
+    with Bar(console=Console(stderr=True)) as bar:
+        row = bar.add_task("tasks", total=len(header) + 1)
+        wait(
+            [*surface.parent.results, surface],
+            on_progress=lambda seen: bar.update(row, completed=seen.finished + seen.unsuccessful),
+        )
     work_dir = Path(surface.get(timeout=60)["work_dir"])
 
     output.mkdir(parents=True, exist_ok=True)
     for name in ("surface.csv", "surface.png", "minimum.json"):
         shutil.copy(work_dir / name, output / name)
     busy = [
-        Busy(share.node, share.cores, attempt.started, attempt.ended, task.name, task.ranks)
+        Busy(
+            share["node"],
+            tuple(share["cores"]),
+            attempt.started,
+            attempt.ended,
+            task.name,
+            task.resources.ranks,
+        )
         for task in tasks.filter(workflow="water")
         for attempt in tasks.attempts(task.id)
-        for share in attempt.shares
+        for share in attempt.nodes
     ]
     draw_node_use(busy, CORES, output / "node_use.png")
     minimum = json.loads((output / "minimum.json").read_text())

@@ -1,0 +1,121 @@
+"""A whole site, up, and clients of it in processes of their own, as users have them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from balsam_celery import procs, settings
+from balsam_celery.settings import LocalSettings
+from balsam_celery.site import Site, connect_store, init
+from balsam_celery.store import queries
+from balsam_celery.store.engine import Store
+from balsam_celery.store.queries import TaskFilter
+from balsam_celery.store.rows import TaskRow
+from balsam_celery.supervisor import down, up
+from tests.waiting import wait_until
+
+BIN = Path(sys.executable).parent
+
+
+@dataclass
+class LiveSite:
+    """A site that is up."""
+
+    site: Site
+    store: Store
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """For clients."""
+        return {**os.environ, "BALSAM_SITE": str(self.site.directory)}
+
+    def balsam(self, *arguments: str, status: int = 0, stdin: str | None = None) -> str:
+        """Run ``balsam …``; returns its standard output."""
+        done = subprocess.run(
+            [str(BIN / "balsam"), *arguments],
+            env=self.environment, input=stdin, capture_output=True, text=True, timeout=170,
+        )  # fmt: skip
+        assert done.returncode == status, (arguments, done.returncode, done.stdout, done.stderr)
+        assert "Traceback" not in done.stderr, done.stderr
+        return done.stdout if status == 0 else done.stdout + done.stderr
+
+    def json(self, *arguments: str) -> Any:
+        """Run ``balsam … --json``; returns what it prints."""
+        return json.loads(self.balsam(*arguments, "--json"))
+
+    def submit(self, *arguments: str) -> list[str]:
+        """``balsam submit --json …``; returns the ids."""
+        printed = json.loads(self.balsam("submit", "--json", *arguments))
+        return [task["id"] for task in printed["tasks"]]
+
+    def celery(self, *arguments: str) -> str:
+        """Run ``celery -A balsam_celery …``."""
+        done = subprocess.run(
+            [str(BIN / "celery"), "-A", "balsam_celery", *arguments],
+            env=self.environment, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 0, (arguments, done.stdout, done.stderr)
+        return done.stdout
+
+    def python(self, code: str) -> Any:
+        """Run a client program; returns the JSON value that its last line holds."""
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", code],
+            env=self.environment, capture_output=True, text=True, timeout=170,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    def task(self, id: str) -> TaskRow:
+        """The row of one task."""
+        with self.store.read() as conn:
+            return queries.get_task(conn, id)
+
+    def tasks(self, **criteria: Any) -> list[TaskRow]:
+        """The rows that fit."""
+        with self.store.read() as conn:
+            return queries.select_tasks(conn, TaskFilter(**criteria), limit=100_000)
+
+    def wait_for(self, id: str, *states: str, timeout: float = 90) -> TaskRow:
+        """Wait until a task is in one of ``states``."""
+        wait_until(
+            lambda: self.task(id).state in states,
+            timeout,
+            f"task {id} in {states}; it is {self.task(id).state}: {self.task(id).reason}",
+        )
+        return self.task(id)
+
+
+def open_live_site(directory: Path, local: LocalSettings, **keys: str) -> LiveSite:
+    """Make a site and bring it up; ``keys`` are changed in ``site.toml``, as a user would."""
+    site = init(directory, name="test", local=local)
+    path = directory / "site.toml"
+    text = path.read_text(encoding="utf-8")
+    for key, value in keys.items():
+        text, count = re.subn(rf"^{key} = \S+", f"{key} = {value}", text, flags=re.MULTILINE)
+        assert count == 1, f"{key} stands {count} times in {path}"
+    path.write_text(text, encoding="utf-8")
+    site = replace(site, settings=settings.load(path))
+    up(site)
+    return LiveSite(site, connect_store(site))
+
+
+def close_live_site(live: LiveSite) -> None:
+    """Bring it down."""
+    live.store.close()
+    down(live.site)
+
+
+def kill9(pid: int) -> None:
+    """End a process at once and wait until it is gone."""
+    identity = procs.identity(pid)
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: identity is None or not procs.alive(identity), 20, f"{pid} is gone")
