@@ -10,11 +10,11 @@ demo: $(STAMP)
 
 test: $(STAMP) check
 	scripts/system-packages
-	$(BIN)/python -m pytest -m "not long" -n 3 --dist loadgroup
+	$(BIN)/python -m pytest -m "not long" -n 3 --no-loadscope-reorder
 
 test-long: $(STAMP)
 	scripts/system-packages
-	$(BIN)/python -m pytest -n 3 --dist loadgroup
+	$(BIN)/python -m pytest -n 3 --no-loadscope-reorder
 
 check: $(STAMP)
 	$(BIN)/ruff format --check balsam_celery tests config examples benchmarks setup.py

@@ -6,8 +6,10 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.redis_server import RedisServer
 
@@ -33,18 +35,33 @@ def _marked(value: str) -> dict[int, str]:
 
 #: Folders whose tests share what is dear to start (or ids of tasks, by which processes are ended),
 #: so that one process runs all of them; elsewhere it is a file.
-TOGETHER = ("tests/acceptance/", "tests/pilot/", "tests/cli/", "tests/api/", "tests/store/")
+TOGETHER = (
+    "tests/acceptance/",
+    "tests/pilot/",
+    "tests/service/",
+    "tests/cli/",
+    "tests/api/",
+    "tests/store/",
+)
 #: What takes longest begins first.
-FIRST = ("tests/acceptance/", "tests/site/test_supervisor.py", "tests/pilot/")
+FIRST = ("tests/acceptance/", "tests/service/", "tests/pilot/", "tests/site/test_supervisor.py")
 
 
-@pytest.hookimpl(tryfirst=True)  # before the hook that reads the groups
+class Together(LoadScopeScheduling):  # type: ignore[misc]
+    """Gives each process whole folders or files."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        place, _, _ = nodeid.partition("::")
+        return next((prefix for prefix in TOGETHER if place.startswith(prefix)), place)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
+    """Used with ``-n``."""
+    return Together(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say which tests one process must run together, and begin with what takes longest."""
-    for item in items:
-        place = item.path.relative_to(ROOT).as_posix()
-        group = next((prefix for prefix in TOGETHER if place.startswith(prefix)), place)
-        item.add_marker(pytest.mark.xdist_group(group))
+    """Begin with what takes longest."""
     items.sort(key=lambda item: _rank(item.path.relative_to(ROOT).as_posix()))
 
 

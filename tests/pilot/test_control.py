@@ -19,7 +19,11 @@ def test_inspect(pilot: Pilot) -> None:
         pilot.spec("shown", "/bin/sleep", "60", shares=(pilot.whole("n0"),)),
         pilot.spec("queued", "/bin/true"),
     )
-    [active] = wait_until(lambda: pilot.inspect("active"), 10, "it runs")
+
+    def started() -> list[dict[str, Any]]:
+        return [one for one in pilot.inspect("active") or () if one["worker_pid"]]
+
+    [active] = wait_until(started, 20, "it runs")
     assert active["id"] == "shown"
     assert active["name"] == "name of shown"
     assert active["args"] == ["/bin/sleep", "60"]
