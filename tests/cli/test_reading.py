@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -161,12 +162,19 @@ def test_interrupted_wait_says_that_tasks_go_on(cli: Cli, tasks: list[str]) -> N
     )
 
     def opened_database() -> bool:
-        files = Path(f"/proc/{process.pid}/fd")
-        return any(cli.site.database_path.name in str(path.readlink()) for path in files.iterdir())
+        for path in Path(f"/proc/{process.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+                if cli.site.database_path.name in str(path.readlink()):
+                    return True
+        return False
 
-    wait_until(opened_database, 30, "the command reads the database")
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    try:
+        wait_until(opened_database, 30, "the command reads the database")
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.communicate()
     assert process.returncode == 130
     assert "the tasks go on" in errors
     assert "Traceback" not in errors
