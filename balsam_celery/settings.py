@@ -49,8 +49,11 @@ class RedisSettings:
     """``[redis]``: a server of the site's own unless ``url_file`` or ``url_env`` names one."""
 
     host: str = "127.0.0.1"  # address that workers and pilots use
-    bind: str = "127.0.0.1"  # addresses the site's own server listens on
+    interface: str = ""  # or the network interface whose address that is, such as "ib0"
+    bind: str = "127.0.0.1"  # addresses the site's own server listens on, beside ``host``
     port: int = 0  # 0: chosen by ``balsam init`` and written here
+    tls: bool = False  # certificates in ``tls/``; made by ``balsam init --tls``
+    trusted_network: bool = False  # without TLS: let the server be reached in the clear
     server: str = ""  # path of redis-server; "": an installed one, else the wheel's
     url_file: str = ""
     url_env: str = ""
@@ -76,6 +79,10 @@ class QueueSettings:
     max_wall_time: Seconds = 3600
     max_queued: int = 5
     max_running: int = 5
+    cores_per_node: int = 0  # must be given; of the local scheduler, ``[local]`` says it
+    gpus_per_node: int = 0
+    memory_per_node: int = 0  # bytes; 0: not accounted
+    directives: tuple[str, ...] = ()  # added to those of ``[scheduler]`` for this queue
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +92,10 @@ class SchedulerSettings:
     kind: str = "local"
     poll_interval: Seconds = 2
     command_timeout: Seconds = 30
+    directives: tuple[str, ...] = ()  # options in each batch script, such as "--account=abc"
+    setup: tuple[str, ...] = ()  # shell lines before the pilot: modules, conda, containers
+    template: str = ""  # Jinja template of the batch script; "": the one of the kind
+    executor: str = ""  # of PSI/J, for the kind "psij": "lsf", "flux", "cobalt", …
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,14 +115,20 @@ class PilotSettings:
     drain_margin: Seconds = 15  # before the allocation's end the pilot stops what runs
     heartbeat_interval: Seconds = 2
     output_tail: int = 4096  # bytes of stdout and of stderr kept in SQL
+    launcher: str = ""  # starts the node workers; "": the one of ``[launcher]``
+    python: str = ""  # Python of the compute nodes; "": the path of the login node's
+    start_timeout: Seconds = 120  # for a node's worker; before, for the scheduler's answer
 
 
 @dataclass(frozen=True, slots=True)
 class LauncherSettings:
     """``[launcher]``: how a program of several ranks is started."""
 
-    kind: str = "auto"  # auto | none | mpich | openmpi
-    mpiexec: str = ""  # path; "": the first found
+    kind: str = "auto"  # auto, or one of ``launchers.KINDS``
+    mpiexec: str = ""  # path of mpiexec, srun, …; "": the first found
+    mpi: str = ""  # srun: its --mpi, such as "pmi2" or "pmix"; "": Slurm's default
+    options: tuple[str, ...] = ()  # more arguments, before the program
+    template: tuple[str, ...] = ()  # of the kind "template": the whole command
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,11 +224,34 @@ def parse(plain: dict[str, Any]) -> Settings:
         if getattr(settings.local, key) < 1:
             raise InvalidInput(f"local.{key} is {getattr(settings.local, key)}: give 1 or more")
     for name, queue in settings.queues.items():
-        if queue.min_nodes > queue.max_nodes:
-            raise InvalidInput(f"queues.{name}: min_nodes is above max_nodes")
-        if queue.min_wall_time > queue.max_wall_time:
-            raise InvalidInput(f"queues.{name}: min_wall_time is above max_wall_time")
+        _check_queue(f"queues.{name}", queue, settings.scheduler)
+    _check_directives("scheduler.directives", settings.scheduler.directives, settings.scheduler)
     return settings
+
+
+def _check_queue(where: str, queue: QueueSettings, scheduler: SchedulerSettings) -> None:
+    if queue.min_nodes < 1:
+        raise InvalidInput(f"{where}.min_nodes is {queue.min_nodes}: give 1 or more")
+    if queue.min_nodes > queue.max_nodes:
+        raise InvalidInput(f"{where}: min_nodes is above max_nodes")
+    if queue.min_wall_time > queue.max_wall_time:
+        raise InvalidInput(f"{where}: min_wall_time is above max_wall_time")
+    if scheduler.kind != "local" and not queue.cores_per_node:
+        raise InvalidInput(f"{where}.cores_per_node is 0: give the cores of each of its nodes")
+    _check_directives(f"{where}.directives", queue.directives, scheduler)
+
+
+def _check_directives(
+    where: str, directives: tuple[str, ...], scheduler: SchedulerSettings
+) -> None:
+    for directive in directives:
+        if scheduler.kind == "local":
+            raise InvalidInput(f"{where} has {directive!r}: the local scheduler has no directives")
+        if not directive.isprintable() or not directive.strip() or directive.startswith("#"):
+            raise InvalidInput(
+                f"{where} has {directive!r}: give one option, such as '--account=abc' for Slurm or"
+                " '-A abc' for PBS"
+            )
 
 
 def _table(cls: type[Any], plain: object, where: str) -> Any:

@@ -1,14 +1,24 @@
-"""What a scheduler adapter gives: submit, list, cancel, and, inside a job, its nodes."""
+"""What a scheduler adapter gives: submit, list, cancel, queues, and, inside a job, its nodes."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import ClassVar
 
 from balsam_celery.resources import NodeCapacity
+
+#: Set by batch scripts: when their job ends at the latest, in seconds since the epoch; its queue in
+#: ``site.toml``; its number of nodes. For schedulers that do not tell, or do not answer, inside.
+JOB_END, JOB_QUEUE, JOB_NODES = "BALSAM_JOB_END", "BALSAM_JOB_QUEUE", "BALSAM_JOB_NODES"
+
+
+def job_prefix(site: str) -> str:
+    """What the names of batch jobs of the site with this id begin with, and those of no other's."""
+    return f"balsam-{site}-"
 
 
 class JobState(StrEnum):
@@ -44,7 +54,14 @@ class JobRequest:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A batch job as the scheduler tells; times in seconds since the epoch."""
+    """A batch job as the scheduler tells; times in seconds since the epoch.
+
+    Attributes:
+        name: empty when the scheduler does not tell.
+        impossible: it waits, and as it stands it can never start; ``reason`` says why.
+        nodes: names of the nodes that it holds now, where the scheduler tells them: one that it
+            gave up (a dead node of a job that goes on) is not among them.
+    """
 
     native_id: str
     name: str
@@ -52,14 +69,73 @@ class Job:
     started: float | None = None
     ended: float | None = None
     reason: str = ""
+    impossible: bool = False
+    nodes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class JobNodes:
-    """What a pilot learns inside its job: the nodes, and when the job ends at the latest."""
+    """What a pilot learns inside its job.
+
+    Attributes:
+        nodes: what each has, the head node (where the batch script runs) first. Cores and GPUs are
+            numbers 0…n-1 unless their ids are known here; a node's own worker refines them.
+        end_time: when the job ends at the latest, seconds since the epoch.
+        native_id: the job's id, as ``submit`` returned it.
+        virtual: the nodes are parts of this one machine.
+    """
 
     nodes: tuple[NodeCapacity, ...]
     end_time: float
+    native_id: str = ""
+    virtual: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class QueueInfo:
+    """A queue or partition as the scheduler describes it; ``None`` where it names no limit.
+
+    Times are in seconds, memory in bytes per node.
+    """
+
+    name: str
+    max_nodes: int
+    min_nodes: int = 1
+    min_wall_time: int | None = None
+    max_wall_time: int | None = None
+    max_queued: int | None = None
+    max_running: int | None = None
+    cores_per_node: int = 1
+    gpus_per_node: int = 0
+    memory_per_node: int = 0
+    is_default: bool = False
+    enabled: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class IdleWindow:
+    """Nodes that a job could have at once, for ``seconds`` (``None``: no end is told)."""
+
+    queue: str
+    nodes: int
+    seconds: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a scheduler can be asked.
+
+    Attributes:
+        finds_by_name: ``jobs`` tells of all jobs of the site, with their names; else only of those
+            whose ids it was given, and a job whose submission's answer was lost is known by its
+            pilot's claim alone.
+        tells_queues: ``queues`` answers.
+        tells_idle: ``idle`` answers.
+    """
+
+    finds_by_name: bool = True
+    tells_queues: bool = False
+    tells_idle: bool = False
 
 
 class Scheduler(ABC):
@@ -70,13 +146,26 @@ class Scheduler(ABC):
     for good).
     """
 
+    capabilities: ClassVar[Capabilities] = Capabilities()
+    #: File in ``config/jobs`` with the Jinja template of the batch script.
+    template: ClassVar[str] = "plain.sh.j2"
+
+    def submit_command(self, request: JobRequest) -> Sequence[str]:
+        """The command that ``submit`` runs, for people; empty when it runs none."""
+        return ()
+
     @abstractmethod
     def submit(self, request: JobRequest) -> str:
         """Submit a job and return its native id."""
 
     @abstractmethod
-    def jobs(self) -> dict[str, Job]:
-        """All jobs of this site that the scheduler still knows, by native id."""
+    def jobs(self, ids: Collection[str] = ()) -> dict[str, Job]:
+        """Jobs that the scheduler still knows, by native id.
+
+        All of this site where it can list them, else those of ``ids``. Never a part of that: a job
+        that is missing counts, after a while, as ended. So an id that was asked for is told
+        whatever its name has become: users and sites may rename jobs.
+        """
 
     @abstractmethod
     def cancel(self, native_id: str) -> None:
@@ -86,6 +175,18 @@ class Scheduler(ABC):
     def inside(self, environment: Mapping[str, str]) -> JobNodes:
         """The nodes of the job whose environment this is; called by the pilot."""
 
-    def free_nodes(self) -> int | None:
-        """Nodes that a job submitted now could start on at once; ``None``: not told."""
-        return None
+    def down_nodes(self, nodes: Collection[str]) -> frozenset[str]:
+        """Those of ``nodes`` that the scheduler has given up: nothing runs there any more (R4)."""
+        return frozenset()
+
+    def queues(self) -> tuple[QueueInfo, ...]:
+        """The queues that this user may submit to, the default first."""
+        return ()
+
+    def idle(self) -> tuple[IdleWindow, ...]:
+        """Idle nodes now, by queue.
+
+        For planning that fits requests into what is idle, and for code beside this package;
+        packing does not ask.
+        """
+        return ()

@@ -13,14 +13,23 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from balsam_celery import wire
 from balsam_celery.durations import format_duration
 from balsam_celery.errors import SchedulerError, SchedulerUnavailable, SettingsError
-from balsam_celery.schedulers.base import Job, JobNodes, JobRequest, JobState, Scheduler
+from balsam_celery.schedulers.base import (
+    Capabilities,
+    IdleWindow,
+    Job,
+    JobNodes,
+    JobRequest,
+    JobState,
+    QueueInfo,
+    Scheduler,
+)
 from balsam_celery.schedulers.local_advance import advance, end, free_nodes
 from balsam_celery.schedulers.local_state import MARK, NODES, Config, Record, State
 from balsam_celery.settings import LocalSettings, QueueSettings, Settings
@@ -67,6 +76,8 @@ class LocalScheduler(Scheduler):
         SettingsError: no virtual node, or none with a core.
     """
 
+    capabilities = Capabilities(finds_by_name=True, tells_queues=True, tells_idle=True)
+
     def __init__(self, directory: Path, options: LocalOptions) -> None:
         local = options.local
         for name in ("nodes", "cores_per_node"):
@@ -104,7 +115,7 @@ class LocalScheduler(Scheduler):
             self._advance()
         return record.native_id
 
-    def jobs(self) -> dict[str, Job]:
+    def jobs(self, ids: Collection[str] = ()) -> dict[str, Job]:
         """All jobs of the last 30 days; moves the queue first."""
         self._prepare()
         with self._state.locked(self.options.lock_timeout):
@@ -146,11 +157,33 @@ class LocalScheduler(Scheduler):
         except (OSError, wire.MalformedMessage) as error:
             raise SchedulerUnavailable(f"{NODES}={path}: {error}") from None
 
-    def free_nodes(self) -> int:
-        """Virtual nodes that no job holds now and no queued job could take."""
+    def queues(self) -> tuple[QueueInfo, ...]:
+        """The queues of ``site.toml``, on the virtual nodes."""
+        local = self.options.local
+        return tuple(
+            QueueInfo(
+                name=name,
+                min_nodes=queue.min_nodes,
+                max_nodes=min(queue.max_nodes, local.nodes),
+                min_wall_time=queue.min_wall_time,
+                max_wall_time=queue.max_wall_time,
+                max_queued=queue.max_queued,
+                max_running=queue.max_running,
+                cores_per_node=local.cores_per_node,
+                gpus_per_node=local.gpus_per_node,
+                memory_per_node=local.memory_per_node,
+            )
+            for name, queue in self.options.queues.items()
+        )
+
+    def idle(self) -> tuple[IdleWindow, ...]:
+        """Virtual nodes that no job holds now and no queued job could take, in each queue."""
         self._prepare()
         with self._state.locked(self.options.lock_timeout):
-            return len(free_nodes(self._config, self._advance()))
+            free = len(free_nodes(self._config, self._advance()))
+        queues = self.options.queues.items()
+        widths = {name: min(free, queue.max_nodes) for name, queue in queues}
+        return tuple(IdleWindow(name, nodes) for name, nodes in widths.items() if nodes)
 
     def _prepare(self) -> None:
         try:

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from balsam_celery import procs
 from balsam_celery.brands import children_branded
-from balsam_celery.launchers import clean_environment
+from balsam_celery.outer import clean_environment
 from balsam_celery.procs import Identity
 from balsam_celery.schedulers.local_queue import Holding, Waiting, choose
 from balsam_celery.schedulers.local_state import MARK, NODES, Config, Record, State

@@ -183,7 +183,8 @@ def job_nodes(config: Config, record: Record, usable: list[int]) -> JobNodes:
         nodes.append(
             NodeCapacity(f"vnode{index}", tuple(cores), tuple(gpus), local.memory_per_node, pinned)
         )
-    return JobNodes(tuple(nodes), (record.started or time.time()) + record.wall_time)
+    end = (record.started or time.time()) + record.wall_time
+    return JobNodes(tuple(nodes), end, record.native_id, virtual=True)
 
 
 def command_for(script: Path) -> list[str]:

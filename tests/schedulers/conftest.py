@@ -1,4 +1,4 @@
-"""A local scheduler in a temporary directory, of which nothing is left afterwards."""
+"""A local scheduler in a temporary directory, and a Slurm; nothing is left of either."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from balsam_celery.schedulers.base import Job, JobRequest, JobState
 from balsam_celery.schedulers.local import LocalOptions, LocalScheduler
 from balsam_celery.schedulers.local_state import MARK, Record, State
 from balsam_celery.settings import LocalSettings, QueueSettings
+from tests.slurm_cluster import own_slurm_cluster, slurm_cluster, slurm_installed
 from tests.waiting import wait_until
+
+__all__ = ["own_slurm_cluster", "slurm_cluster", "slurm_installed"]
 
 QUEUES = {
     "small": QueueSettings(max_nodes=2, min_wall_time=1, max_wall_time=600, max_running=2),
@@ -60,6 +63,10 @@ class Cluster:
             lambda: self.job(native_id).state is state, timeout, f"{native_id} to be {state}"
         )
         return self.job(native_id)
+
+    def idle(self) -> int:
+        """Nodes that a job of queue ``large``, which may be as wide as the machine, could have."""
+        return sum(window.nodes for window in self.scheduler.idle() if window.queue == "large")
 
     def output(self, native_id: str) -> str:
         return (self.work / f"{native_id}.out").read_text(encoding="utf-8")

@@ -16,7 +16,7 @@ import pytest
 from balsam_celery.errors import SchedulerError, SchedulerUnavailable, SettingsError
 from balsam_celery.resources import NodeCapacity
 from balsam_celery.schedulers import make_scheduler
-from balsam_celery.schedulers.base import JobRequest, JobState
+from balsam_celery.schedulers.base import IdleWindow, JobRequest, JobState
 from balsam_celery.schedulers.local import LocalOptions, LocalScheduler
 from balsam_celery.schedulers.local_keeper import job_nodes
 from balsam_celery.schedulers.local_state import Config, Record, State
@@ -40,7 +40,7 @@ def test_a_job_runs_where_it_was_told_and_ends(cluster: Cluster) -> None:
     assert cluster.output(native_id) == f"{cluster.work}\nerror\n"
     assert job.reason == "exit status 3"
     assert before <= (job.started or 0) <= (job.ended or 0) <= time.time()
-    assert cluster.scheduler.free_nodes() == 3
+    assert cluster.idle() == 3
 
 
 def test_the_script_is_the_one_that_was_submitted(cluster: Cluster) -> None:
@@ -65,6 +65,7 @@ def test_the_pilot_learns_its_nodes(cluster: Cluster) -> None:
     inside = cluster.scheduler.inside(environment)
     assert [(node.name, len(node.cores)) for node in inside.nodes] == [("vnode1", 2), ("vnode2", 2)]
     assert inside.end_time == (cluster.job(native_id).started or 0) + 50
+    assert (inside.native_id, inside.virtual) == (native_id, True)
     cluster.scheduler.cancel(other)
 
 
@@ -122,7 +123,7 @@ def test_limits_of_running_jobs_are_kept(cluster: Cluster) -> None:
     ids = [cluster.submit("sleep 300") for _ in range(3)]
     cluster.wait_for(ids[1], RUNNING)
     assert [cluster.job(i).state for i in ids] == [RUNNING, RUNNING, QUEUED]
-    assert cluster.scheduler.free_nodes() == 1
+    assert cluster.idle() == 1
     cluster.scheduler.cancel(ids[0])
     cluster.wait_for(ids[2], RUNNING)
     nodes = [cluster.record(i).nodes for i in ids[1:]]
@@ -333,7 +334,9 @@ def test_a_site_makes_its_scheduler(tmp_path: Path) -> None:
     settings = Settings(site=SiteSettings(id="abc"), queues={"q": QueueSettings()})
     scheduler = make_scheduler("local", settings=settings, local_dir=tmp_path)
     assert scheduler.jobs() == {}
-    assert scheduler.free_nodes() == settings.local.nodes
+    assert scheduler.idle() == (IdleWindow("q", 1),), "as wide as the queue allows"
+    [queue] = scheduler.queues()
+    assert (queue.name, queue.max_nodes, queue.cores_per_node) == ("q", 1, 1)
     with pytest.raises(SettingsError, match=r"scheduler\.kind is 'lsf9': give one of local"):
         make_scheduler("lsf9", settings=settings, local_dir=tmp_path)
     none = Settings(local=LocalSettings(nodes=0), scheduler=SchedulerSettings())

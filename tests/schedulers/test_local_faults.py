@@ -77,7 +77,7 @@ def test_nodes_are_held_until_the_last_process_ended(make_cluster: Callable[...,
     wait_until(lambda: not procs.alive(leader), what="the script to end")
     other = cluster.submit("true")
     assert [cluster.job(i).state for i in (native_id, other)] == [RUNNING, QUEUED]
-    assert cluster.scheduler.free_nodes() == 0
+    assert cluster.idle() == 0
     assert procs.alive(deaf)
     ended = cluster.wait_for(native_id, ENDED)
     started = cluster.wait_for(other, ENDED).started
@@ -93,7 +93,7 @@ def test_the_keeper_is_killed(cluster: Cluster, kind: str) -> None:
     assert job.reason == "its keeper was killed, and its processes were ended"
     assert not [process for process in processes if procs.alive(process)]
     assert cluster.processes(native_id) == []
-    assert cluster.scheduler.free_nodes() == 3
+    assert cluster.idle() == 3
 
 
 def test_the_keepers_keeper_is_killed_too(make_cluster: Callable[..., Cluster]) -> None:
@@ -186,7 +186,7 @@ def test_a_keeper_that_cannot_start_is_told(
         native_id = cluster.submit("true")
         wait_until(lambda: cluster.job(native_id).state is ENDED)
     assert "cannot start: keeper: " in cluster.job(native_id).reason
-    assert cluster.scheduler.free_nodes() == 3
+    assert cluster.idle() == 3
 
 
 def test_a_restart_of_the_machine(cluster: Cluster) -> None:

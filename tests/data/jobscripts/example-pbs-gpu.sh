@@ -1,0 +1,21 @@
+#!/bin/bash
+#PBS -N balsam-1f2e3d4c-0a1b2c3d4e5f
+#PBS -q debug
+#PBS -l select=2:ncpus=32:ngpus=4:system=polaris
+#PBS -l place=scatter:excl
+#PBS -l walltime=01:00:00
+#PBS -r n
+#PBS -j oe
+#PBS -m n
+#PBS -o localhost:/dev/null
+#PBS -A myproject
+#PBS -l filesystems=home:eagle
+
+umask 077
+cd /lustre/me/site/run/allocations/0a1b2c3d4e5f || exit
+exec >>job.out 2>&1
+export BALSAM_JOB_QUEUE=debug BALSAM_JOB_END=$(($(date +%s) + 3600))
+module use /soft/modulefiles
+module load conda
+conda activate base
+exec /opt/py/bin/python -m balsam_celery.pilot --site /lustre/me/site --allocation 0a1b2c3d4e5f --queue debug

@@ -1,0 +1,243 @@
+"""A PBS of eight nodes that answers as a real OpenPBS 23.06 was captured to, and runs its jobs.
+
+Run as ``python fake_pbs.py STATE COMMAND ARGUMENTS``. What it prints are captured answers with the
+values of its own jobs put in. A job is started by a process of its own (the command ``mom``), in
+the home directory, with the environment that PBS gives and a login shell's PATH.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import pwd
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+SAMPLES = Path(__file__).parent.parent / "data" / "openpbs_samples"
+SERVER = "pbsserver"
+NODES = [f"pbs{number}" for number in range(1, 9)]
+#: Seconds between TERM and KILL of a job that is deleted.
+KILL_DELAY = 1.0
+
+Job = dict[str, Any]
+
+
+class Fake:
+    """The state in a directory: one file for each job."""
+
+    def __init__(self, state: Path) -> None:
+        self.state = state
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        with (self.state / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def jobs(self) -> list[Job]:
+        files = sorted(self.state.glob("*.job"), key=lambda path: int(path.stem))
+        return [json.loads(path.read_text()) for path in files]
+
+    def save(self, job: Job) -> None:
+        new = self.state / f"{job['number']}.new"
+        new.write_text(json.dumps(job))
+        new.replace(new.with_suffix(".job"))
+
+    def load(self, id: str) -> Job | None:
+        path = self.state / f"{id.partition('.')[0]}.job"
+        return json.loads(path.read_text()) if path.exists() else None
+
+
+def main(argv: list[str]) -> int:
+    fake = Fake(Path(argv[0]))
+    command, arguments = argv[1], argv[2:]
+    if command != "mom" and (fake.state / "down").exists():
+        return replay(f"err-serverdown-{'qstat' if command == 'qselect' else command}")
+    with fake.locked() if command != "mom" else contextlib.nullcontext():
+        return {
+            "qsub": qsub,
+            "qstat": qstat,
+            "qselect": qselect,
+            "qdel": qdel,
+            "pbsnodes": pbsnodes,
+            "mom": mom,
+        }[command](fake, arguments)
+
+
+def replay(name: str, **values: str) -> int:
+    """Answer as captured, with some words changed."""
+    for stream, suffix in ((sys.stdout, "out"), (sys.stderr, "err")):
+        path = SAMPLES / f"{name}.{suffix}"
+        text = path.read_text() if path.exists() else ""
+        for word, value in values.items():
+            text = text.replace(word.replace("_", "."), value)
+        stream.write(text)
+    return int((SAMPLES / f"{name}.rc").read_text())
+
+
+def qsub(fake: Fake, arguments: list[str]) -> int:
+    assert arguments[:-1] == ["-f"], arguments
+    script = Path(arguments[-1]).read_text()
+    options: dict[str, str] = {}
+    for line in re.findall(r"^#PBS (.*)$", script, re.M):
+        option, _, value = line.partition(" ")
+        if option == "-l":
+            option, _, value = value.partition("=")
+        options[option] = value
+    if options["-q"] != "workq":
+        return replay("err-unknown-queue")
+    number = 60 + len(fake.jobs())
+    nodes, cores = map(int, re.fullmatch(r"(\d+):ncpus=(\d+)", options["select"]).groups())  # type: ignore[union-attr]
+    job: Job = {
+        "number": number,
+        "name": options["-N"],
+        "script": script,
+        "nodes": NODES[:nodes],
+        "cores": cores,
+        "wall_time": options["walltime"],
+        "queued": time.time(),
+        "state": "Q" if nodes > len(NODES) else "R",
+        "started": time.time(),
+        "exports": dict(os.environ) if "-V" in options else {},
+    }
+    fake.save(job)
+    if job["state"] == "R":
+        subprocess.Popen(
+            [sys.executable, __file__, str(fake.state), "mom", str(number)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=(fake.state / "mom.err").open("a"),
+            start_new_session=True,
+        )
+    return replay("qsub-ok", **{f"60_{SERVER}": f"{number}.{SERVER}"})
+
+
+def mom(fake: Fake, arguments: list[str]) -> int:
+    """Run a job to its end."""
+    job = fake.load(arguments[0])
+    assert job is not None
+    user = pwd.getpwuid(os.geteuid())
+    node_file = fake.state / f"{job['number']}.nodes"
+    node_file.write_text("".join(f"{node}\n" * 2 for node in job["nodes"]))
+    environment = {
+        **job["exports"],
+        "HOME": user.pw_dir,
+        "USER": user.pw_name,
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "PBS_ENVIRONMENT": "PBS_BATCH",
+        "PBS_JOBID": f"{job['number']}.{SERVER}",
+        "PBS_JOBNAME": job["name"],
+        "PBS_NODEFILE": str(node_file),
+        "PBS_QUEUE": "workq",
+        "NCPUS": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    script = fake.state / f"{job['number']}.SC"
+    script.write_text(job["script"])
+    process = subprocess.Popen(
+        ["/bin/sh", str(script)],
+        cwd=user.pw_dir,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    asked = None
+    while process.poll() is None:
+        job = fake.load(arguments[0])
+        assert job is not None
+        if "deleted" in job and asked is None:
+            asked = time.monotonic()
+            os.killpg(process.pid, signal.SIGTERM)
+        if asked is not None and time.monotonic() > asked + KILL_DELAY:
+            os.killpg(process.pid, signal.SIGKILL)
+        time.sleep(0.02)
+    with fake.locked():
+        job = fake.load(arguments[0])
+        assert job is not None
+        code = process.returncode
+        fake.save(
+            {**job, "state": "F", "ended": time.time(), "code": code if code >= 0 else 256 - code}
+        )
+    return 0
+
+
+def qselect(fake: Fake, arguments: list[str]) -> int:
+    history = arguments[0] == "-x"
+    assert arguments[history : 2 + history] == ["-u", pwd.getpwuid(os.geteuid()).pw_name], arguments
+    for job in fake.jobs():
+        if history or job["state"] != "F":
+            print(f"{job['number']}.{SERVER}")
+    return 0
+
+
+def qstat(fake: Fake, arguments: list[str]) -> int:
+    if arguments == ["-Q", "-f", "-F", "json"]:
+        return replay("qstat-Qf-json")
+    if arguments == ["-B", "-f", "-F", "json"]:
+        return replay("qstat-Bf-json")
+    assert arguments[-4:-1] == ["-f", "-F", "json"], arguments
+    id = arguments[-1]
+    job = fake.load(id)
+    if job is None:
+        return replay("qstat-unknown", **{f"99999_{SERVER}": id})
+    if job["state"] == "F" and arguments[0] != "-x":
+        return replay("qstat-finished-without-x", **{f"61_{SERVER}": id})
+    name = {"R": "f-json-running", "Q": "f-json-impossible", "F": "xf-json-finished-EX3"}
+    plain = json.loads((SAMPLES / f"qstat-{name[job['state']]}.out").read_text())
+    (told,) = plain["Jobs"].values()
+    told |= {"Job_Name": job["name"], "qtime": moment(job["queued"])}
+    told["Resource_List"]["walltime"] = job["wall_time"]
+    if job["state"] != "Q":
+        cores = job["cores"]
+        told |= {
+            "stime": moment(job["started"]),
+            "exec_host": "+".join(f"{node}/0*{cores}" for node in job["nodes"]),
+            "exec_vnode": "+".join(f"({node}:ncpus={cores})" for node in job["nodes"]),
+        }
+    if job["state"] == "F":
+        substate = 91 if "deleted" in job else 93 if job["code"] else 92
+        told |= {"Exit_status": job["code"], "substate": substate, "obittime": moment(job["ended"])}
+    plain["Jobs"] = {f"{job['number']}.{SERVER}": told}
+    print(json.dumps(plain, indent="\t"))
+    return 0
+
+
+def moment(seconds: float) -> str:
+    """As ``qstat`` prints it: in the time zone of its environment."""
+    return time.strftime("%a %b %e %H:%M:%S %Y", time.localtime(seconds))
+
+
+def qdel(fake: Fake, arguments: list[str]) -> int:
+    (id,) = arguments
+    job = fake.load(id)
+    if job is None:
+        return replay("qdel-unknown", **{f"99999_{SERVER}": id})
+    if job["state"] == "F":
+        return replay("qdel-finished", **{f"61_{SERVER}": id})
+    if job["state"] == "Q":
+        job |= {"state": "F", "ended": time.time(), "code": 0}
+    fake.save({**job, "deleted": True})
+    return replay("qdel-running")
+
+
+def pbsnodes(fake: Fake, arguments: list[str]) -> int:
+    if arguments == ["-a", "-F", "json"]:
+        return replay("pbsnodes-a-json-busy")
+    assert arguments[:2] == ["-F", "json"], arguments
+    if arguments[2] not in NODES:
+        return replay("pbsnodes-unknown", nope=arguments[2])
+    return replay("pbsnodes-one-offline-json", pbs8=arguments[2])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
