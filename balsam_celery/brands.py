@@ -52,6 +52,15 @@ def _number(name: str, bits: int) -> int:
     return int.from_bytes(digest) % ((1 << bits) - 1) + 1
 
 
+def value(attempt: str) -> int:
+    """The soft limit, in microseconds, that brands a process of this attempt in our own job."""
+    return _value((of(0) or Brand()).job, attempt_number(attempt))
+
+
+def _value(job: int, attempt: int) -> int:
+    return _TAG | job << _ATTEMPT_BITS | attempt
+
+
 def of(pid: int) -> Brand | None:
     """The brand of process ``pid``; ``None`` when it has none, is gone, or is another user's."""
     try:
@@ -99,13 +108,11 @@ def children_branded(*, job: str | None = None, attempt: str | None = None) -> I
         own = of(0) or Brand()
         job_part = own.job if job is None else job_number(job)
         attempt_part = own.attempt if attempt is None else attempt_number(attempt)
-        value = _TAG | job_part << _ATTEMPT_BITS | attempt_part
-        if not (job_part or attempt_part):
-            value = hard
-        if hard != resource.RLIM_INFINITY and value > hard:
+        limit = _value(job_part, attempt_part) if job_part or attempt_part else hard
+        if hard != resource.RLIM_INFINITY and limit > hard:
             yield
             return
-        resource.setrlimit(_LIMIT, (value, hard))
+        resource.setrlimit(_LIMIT, (limit, hard))
         try:
             yield
         finally:
