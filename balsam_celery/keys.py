@@ -1,4 +1,4 @@
-"""Names in Redis: the one list of everything a site puts there.
+"""Names that several parts share: in Redis (everything a site puts there), and of files.
 
 Celery queue names are given without the site's prefix (kombu adds it, as ``global_keyprefix``);
 the keys that we touch ourselves are given with it.
@@ -18,6 +18,9 @@ RUN = "balsam.run"
 KILL = "balsam.kill"
 #: Celery task of the transitions worker.
 TRANSITION = "balsam.transition"
+
+#: File in an allocation's directory with the one line that says why its pilot could not start.
+ERROR_FILE = "error.txt"
 
 
 def pilot_queue(pilot: str, node: str) -> str:
@@ -53,3 +56,8 @@ def heartbeats(prefix: str, pilot: str) -> str:
 def limits(prefix: str, pilot: str) -> str:
     """Hash: concurrency of each worker, as placement sees it."""
     return f"{prefix}limits.{pilot}"
+
+
+def claim(prefix: str, allocation: str) -> str:
+    """String: native id of the one job that may serve an allocation; its pilot sets it first."""
+    return f"{prefix}claim.{allocation}"

@@ -54,6 +54,22 @@ def read_outbox(path: Path) -> list[Ended]:
     return outcomes
 
 
+def read_unended(path: Path) -> list[Attempt]:
+    """Attempts that were received and have not ended, as far as the file tells.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    held: dict[Attempt, None] = {}
+    for entry in _entries(path):
+        match entry:
+            case ["received", attempts]:
+                held.update(((task, attempt), None) for task, attempt in attempts)
+            case ["ended", _, record]:
+                held.pop((record["id"], record["attempt"]), None)
+    return list(held)
+
+
 def _entries(path: Path) -> Iterator[list[Any]]:
     with path.open("rb") as file:
         for position, line in enumerate(file, 1):

@@ -10,22 +10,17 @@ forged or foreign message is dropped with a reason and harms nothing.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
-import types
 import typing
-from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from balsam_celery.codec import MalformedMessage as MalformedMessage
+from balsam_celery.codec import convert
 from balsam_celery.resources import NodeCapacity, NodeShare
 
 JSON = Any
 T = TypeVar("T")
-
-
-class MalformedMessage(ValueError):
-    """The message is not one of ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +80,15 @@ class KillOrder:
 
 @dataclass(frozen=True, slots=True)
 class PilotOrder:
-    """An order to a pilot's main process."""
+    """An order to a pilot's main process.
 
-    action: Literal["drain"]
+    ``drain``: end. ``lose``: the scheduler has taken ``node`` out of the job; end what still
+    lives there, place nothing there again, and say so with :class:`WorkerLost`.
+    """
+
+    action: Literal["drain", "lose"]
     reason: str
+    node: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +140,10 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """A pilot is ready: all its workers consume."""
+    """A pilot is ready: its workers consume, on the nodes that it names.
+
+    ``native_id`` is the scheduler's id of the job that it runs in, "" when it does not know.
+    """
 
     pilot: str
     allocation: str
@@ -149,6 +152,7 @@ class Registered:
     end_time: float
     nodes: tuple[NodeCapacity, ...]
     time: float
+    native_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,13 +166,19 @@ class PilotEnded:
 
 @dataclass(frozen=True, slots=True)
 class WorkerLost:
-    """A worker of a pilot died; ``restarted`` tells whether a new one took its queue."""
+    """A worker of a pilot is gone.
+
+    ``restarted`` tells whether a new one took its queue; else its node is lost. ``confirmed``: no
+    process of its attempts lives, and all outcomes that it kept were sent before this. Without
+    that its node does not answer: nothing more is known of its attempts.
+    """
 
     pilot: str
     node: str
     reason: str
     restarted: bool
     time: float
+    confirmed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,86 +322,4 @@ def from_plain(cls: type[T], plain: JSON) -> T:
     Raises:
         MalformedMessage: unknown or missing fields, a value of another type.
     """
-    return typing.cast(T, _convert(cls, plain, cls.__name__))
-
-
-@functools.cache
-def _fields(cls: Any) -> dict[str, tuple[Any, bool]]:
-    hints = typing.get_type_hints(cls)
-    return {
-        f.name: (
-            hints[f.name],
-            f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING,
-        )
-        for f in dataclasses.fields(cls)
-    }
-
-
-def _convert(kind: Any, plain: JSON, where: str) -> Any:
-    if kind is Any:
-        return plain
-    if kind == Record:
-        return _convert_record(plain, where)
-    origin = typing.get_origin(kind)
-    if origin is None:
-        return _convert_plain_type(kind, plain, where)
-    arguments = typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        if plain is None and type(None) in arguments:
-            return None
-        [inner] = [a for a in arguments if a is not type(None)]
-        return _convert(inner, plain, where)
-    if origin is Literal:
-        if plain not in arguments:
-            raise MalformedMessage(f"{where} is {plain!r}")
-        return plain
-    if origin is tuple:
-        return _convert_tuple(arguments, plain, where)
-    if origin is dict:
-        if not isinstance(plain, dict):
-            raise MalformedMessage(f"{where} is not an object")
-        return {str(k): _convert(arguments[1], v, f"{where}.{k}") for k, v in plain.items()}
-    raise TypeError(f"{where}: no codec for {kind}")
-
-
-def _convert_tuple(arguments: tuple[Any, ...], plain: JSON, where: str) -> tuple[Any, ...]:
-    if not isinstance(plain, list):
-        raise MalformedMessage(f"{where} is not an array")
-    if len(arguments) == 2 and arguments[1] is Ellipsis:
-        return tuple(_convert(arguments[0], item, where) for item in plain)
-    if len(plain) != len(arguments):
-        raise MalformedMessage(f"{where} has {len(plain)} items")
-    return tuple(_convert(kind, item, where) for kind, item in zip(arguments, plain, strict=True))
-
-
-def _convert_record(plain: JSON, where: str) -> Any:
-    if not isinstance(plain, dict) or plain.get("type") not in _RECORDS:
-        raise MalformedMessage(f"{where} is not a record")
-    rest = {key: value for key, value in plain.items() if key != "type"}
-    return _convert(_RECORDS[plain["type"]], rest, plain["type"])
-
-
-def _convert_plain_type(kind: Any, plain: JSON, where: str) -> Any:
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(plain, dict):
-            raise MalformedMessage(f"{where} is not an object")
-        fields = _fields(typing.cast(Hashable, kind))
-        if unknown := plain.keys() - fields.keys():
-            raise MalformedMessage(f"{where} has unknown fields {sorted(unknown)}")
-        missing = {name for name, (_, needed) in fields.items() if needed} - plain.keys()
-        if missing:
-            raise MalformedMessage(f"{where} lacks {sorted(missing)}")
-        return typing.cast(type[Any], kind)(
-            **{
-                name: _convert(fields[name][0], value, f"{where}.{name}")
-                for name, value in plain.items()
-            }
-        )
-    if kind is float and isinstance(plain, int) and not isinstance(plain, bool):
-        try:
-            return float(plain)
-        except OverflowError:
-            raise MalformedMessage(f"{where} is too large") from None
-    if not isinstance(plain, kind) or (isinstance(plain, bool) and kind is not bool):
-        raise MalformedMessage(f"{where} is {type(plain).__name__}, not {kind.__name__}")
-    return plain
+    return typing.cast(T, convert(cls, plain, cls.__name__))

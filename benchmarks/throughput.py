@@ -24,7 +24,8 @@ from pathlib import Path
 
 from balsam_celery import program, submit_many, wait
 from balsam_celery.settings import LocalSettings
-from balsam_celery.site import Site, init
+from balsam_celery.site import Site
+from balsam_celery.siteinit import init
 from balsam_celery.supervisor import down, up
 
 

@@ -19,12 +19,13 @@ HUGE = "1" + "0" * 400
         DEEP,
         '{"records": ' + DEEP,
         '{"records": [[1, {"type": "Wake", "more": 1}]]}',
+        '{"records": [[1, {"type": ["Wake"]}]]}',
         '{"records": [[1, {"type": "Started", "id": "t", "attempt": 1, "pid": 1, "time": '
         + HUGE
         + "}]]}",
         '{"pilot": 5}',
     ],
-    ids=["bytes", "nothing", "list", "deep", "deeper", "unknown", "huge", "number"],
+    ids=["bytes", "nothing", "list", "deep", "deeper", "unknown", "kind", "huge", "number"],
 )
 def test_refused(text: str | bytes) -> None:
     with pytest.raises(MalformedMessage):

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from balsam_celery.keys import RUN
 from balsam_celery.procs import Identity, Quarry, boot_id, identity
 from balsam_celery.wire import Ended, Outcome, TaskSpec
+
+if TYPE_CHECKING:
+    from balsam_celery.pilot.ending import Launched
+
+
+def attempt_mark(brand: str) -> str:
+    """Environment entry of every process of an attempt, its launcher's too."""
+    return f"BALSAM_ATTEMPT_MARK={brand}"
+
+
+def rank_mark(brand: str) -> str:
+    """Environment entry of the ranks of an attempt, which their launcher does not carry."""
+    return f"BALSAM_RANK_MARK={brand}"
 
 
 class Attempt:
@@ -21,6 +34,7 @@ class Attempt:
         deadline: when its ``wall_time`` is over, on the monotonic clock.
         pid: its leader's, once there is one; the worker's child until ``over``.
         verdict: (outcome, reason) that this worker imposed, if any.
+        launched: set before its process is started when that is a launcher.
         over: the leader has ended; no verdict is taken any more.
         peak: bytes of memory that its leader was seen to have at the most.
     """
@@ -30,6 +44,7 @@ class Attempt:
         "_leader",
         "_lock",
         "deadline",
+        "launched",
         "over",
         "peak",
         "pid",
@@ -46,6 +61,7 @@ class Attempt:
         self.deadline = float("inf")
         self.pid: int | None = None
         self._leader: Identity | None = None
+        self.launched: Launched | None = None
         self.verdict: tuple[Outcome, str] | None = None
         self.over = False
         self.peak = 0
@@ -59,7 +75,7 @@ class Attempt:
     @property
     def mark(self) -> str:
         """Environment entry of every process of this attempt."""
-        return f"BALSAM_ATTEMPT_MARK={self.brand}"
+        return attempt_mark(self.brand)
 
     @property
     def brand(self) -> str:

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from balsam_celery import keys
+from balsam_celery.outbox import read_unended
 from balsam_celery.resources import NodeCapacity
 from balsam_celery.site import Site
+from balsam_celery.wire import Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,8 @@ class PilotContext:
         nodes: what the scheduler gave.
         end_time: when the batch job ends at the latest, seconds since the epoch.
         environment: what programs inherit; free of secrets and of outer MPI jobs' variables.
+        native_id: the scheduler's id of that job, "" when it is not known.
+        virtual: the nodes are parts of this one machine.
     """
 
     site: Site
@@ -29,6 +33,13 @@ class PilotContext:
     nodes: tuple[NodeCapacity, ...]
     end_time: float
     environment: dict[str, str]
+    native_id: str = ""
+    virtual: bool = False
+
+    @property
+    def one_host(self) -> bool:
+        """All of its workers run on this host."""
+        return self.virtual or len(self.nodes) == 1
 
     @property
     def allocation_dir(self) -> Path:
@@ -77,6 +88,22 @@ class WorkerContext:
         return f"BALSAM_PILOT_NODE={self.pilot.pilot}/{self.node}"
 
     @property
+    def brands(self) -> tuple[str, ...]:
+        """Attempts that it has received and not ended, as :mod:`balsam_celery.brands` names them.
+
+        Only of a worker that does not live: its outbox is read.
+        """
+        return tuple(f"{task}/{attempt}" for task, attempt in self.unended)
+
+    @property
+    def unended(self) -> tuple[tuple[str, int], ...]:
+        """The same as (task, number of the attempt)."""
+        try:
+            return tuple(read_unended(self.outbox_path))
+        except FileNotFoundError:
+            return ()
+
+    @property
     def outbox_path(self) -> Path:
         """Its outbox."""
         return self.pilot.directory / f"{self.node}.outbox"
@@ -90,3 +117,20 @@ class WorkerContext:
     def log_path(self) -> Path:
         """Its log."""
         return self.pilot.directory / f"{self.node}.log"
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """What a worker is to make of the death of the process that forked it.
+
+    Attributes:
+        name: what that process is, for people.
+        outcome: of the worker's attempts: ``drained`` tells the service that the whole pilot
+            stops, ``lost`` that this worker alone does.
+        orders: it orders ends itself (:mod:`balsam_celery.pilot.watchdog`); other signals that
+            would end the worker are for that process to judge.
+    """
+
+    name: str = "the main process of its pilot"
+    outcome: Outcome = "drained"
+    orders: bool = False

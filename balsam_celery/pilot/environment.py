@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
-from balsam_celery.launchers import clean_environment
+from balsam_celery.launchers.shim import GPU_MASKS
+from balsam_celery.outer import clean_environment
 from balsam_celery.pilot.attempt import Attempt
 from balsam_celery.pilot.context import WorkerContext
 from balsam_celery.settings import Settings
 
-_GPU_MASKS = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
 #: What the pilot's own start left there: directories of another process, switches of its libraries.
 _OF_THE_PILOT = ("PWD", "OLDPWD", "SPT_NOENV", "_MP_FORK_")
 #: Marks by which the local scheduler finds the processes of its jobs: programs must carry them.
@@ -47,16 +47,16 @@ class Environments:
         name, _, value = context.mark.partition("=")
         self._own = {name: value}
 
-    def make(
-        self, attempt: Attempt, additions: Mapping[str, str], files: Mapping[str, str]
-    ) -> tuple[dict[str, str], str]:
+    def make(self, attempt: Attempt, files: Mapping[str, str]) -> tuple[dict[str, str], str]:
         """The variables of an attempt's program, and their digest.
 
         The digest leaves the ``BALSAM_*`` variables out: they differ from attempt to attempt, and
         a digest is there to tell whether two attempts ran in the same environment.
 
+        The GPU masks are those of the head node as a whole; ranks that a launcher starts get
+        theirs from ``launchers.shim``.
+
         Args:
-            additions: what the launcher adds.
             files: ``BALSAM_*`` variables that name files made for this attempt.
         """
         spec = attempt.spec
@@ -65,8 +65,7 @@ class Environments:
         environment["OMP_NUM_THREADS"] = str(spec.threads_per_rank)
         if head.gpus:
             mask = ",".join(str(share.index) for share in head.gpus)
-            environment.update(dict.fromkeys(_GPU_MASKS, mask))
-        environment.update(additions)
+            environment.update(dict.fromkeys(GPU_MASKS, mask))
         environment.update(spec.environment)
         digest = _digest(environment)
         mark, _, value = attempt.mark.partition("=")

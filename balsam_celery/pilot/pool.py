@@ -18,7 +18,7 @@ from typing import Any
 from celery.concurrency.base import BasePool
 
 from balsam_celery.pilot.attempt import Attempt
-from balsam_celery.pilot.process import end_all, end_in_background
+from balsam_celery.pilot.ending import Ending
 from balsam_celery.pilot.slots import Slots
 from balsam_celery.wire import Ended, Outcome
 
@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 #: By which those end programs who end everything: a user, a scheduler.
 _ENDING_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM)
+#: Those that MPICH's mpiexec tells of by their bare numbers. Not HUP and INT: a program that fails
+#: ends with 1 or 2 all the time.
+_BARE_SIGNALS = (signal.SIGKILL, signal.SIGTERM)
 #: Seconds within which a worker learns that its pilot ends: a little more than the watchdog's tick.
 _CAUSE_WITHIN = 1.5
 
@@ -55,10 +58,11 @@ class AttemptPool(BasePool):
         self._stopping: tuple[Outcome, str] | None = None
         self.processed = 0
 
-    def attach(self, slots: Slots, run: Run, report: Report) -> None:
-        """Give the pool its cores, what runs an attempt, and where outcomes go."""
+    def attach(self, slots: Slots, run: Run, ending: Ending, report: Report) -> None:
+        """Give the pool its cores, what runs and ends an attempt, and where outcomes go."""
         self._slots = slots
         self._run = run
+        self._ending = ending
         self._report = report
 
     def submit(self, attempts: Sequence[Attempt]) -> None:
@@ -98,10 +102,10 @@ class AttemptPool(BasePool):
         except Exception as error:
             logger.exception("attempt %s: a fault of the pilot", attempt.brand)
             attempt.finish()
-            end_all(attempt.quarry, 0)
+            self._ending.end(attempt, 0)
             ended = attempt.ended("lost", f"a fault of the pilot: {error!r}")
         with self._lock:
-            ended = self._with_cause(ended)
+            ended = self._with_cause(ended, launched=attempt.launched is not None)
             self._slots.release(attempt)
             starting = self._slots.start() if self._stopping is None else []
             following = starting.pop(0) if starting else None
@@ -115,26 +119,22 @@ class AttemptPool(BasePool):
             self._lock.notify_all()
         return following
 
-    def _with_cause(self, ended: Ended) -> Ended:
+    def _with_cause(self, ended: Ended, *, launched: bool) -> Ended:
         """``ended``, or the outcome of :meth:`drain` where the pilot's end is what ended it.
 
         Who ends a whole allocation signals programs and worker in any order: an end by a signal
         that is not ours waits for a moment to see whether the worker is to stop too.
         """
+        code = ended.exit_code or 0
         # a shell or a launcher tells of a signal by its own exit code
-        told = ended.signal or (ended.exit_code or 0) - 128
-        if ended.outcome in ("signal", "exit") and told in _ENDING_SIGNALS:
+        told = (ended.signal or code - 128) in _ENDING_SIGNALS
+        if ended.outcome in ("signal", "exit") and (told or (launched and code in _BARE_SIGNALS)):
             self._lock.wait_for(lambda: self._stopping is not None, _CAUSE_WITHIN)
         failed = ended.outcome == "signal" or (ended.outcome == "exit" and ended.exit_code != 0)
         if failed and self._stopping is not None:
             outcome, reason = self._stopping
             return replace(ended, outcome=outcome, reason=reason)
         return ended
-
-    def find(self, key: tuple[str, int]) -> Attempt | None:
-        """The attempt of that key that waits or runs here."""
-        with self._lock:
-            return self._slots.running.get(key) or self._slots.waiting.get(key)
 
     def running(self) -> list[Attempt]:
         """Attempts that run."""
@@ -169,8 +169,7 @@ class AttemptPool(BasePool):
         for ended in withdrawn:
             self._report(ended, True)
         if doomed:
-            grace = max(attempt.spec.kill_grace for attempt in doomed)
-            end_in_background([attempt.quarry for attempt in doomed], grace)
+            self._ending.begin(doomed)
         return unknown
 
     def drain(self, reason: str, outcome: Outcome = "drained") -> None:

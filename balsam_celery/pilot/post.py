@@ -56,6 +56,11 @@ class Post:
         self._not_before = 0.0
         self.came_back = False
 
+    @property
+    def reached(self) -> bool:
+        """Redis answered the last time."""
+        return not self._pause
+
     def push(self, records: Iterable[Record], numbered: Sequence[Numbered]) -> None:
         """Push now, if Redis is there; what has a number is tried again by :meth:`exchange`."""
         self._unsent += [f"[0,{encode(record)}]" for record in records]

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from balsam_celery import brands, procs
+from balsam_celery.pilot.attempt import rank_mark
 from balsam_celery.procs import Identity, Quarry
 
 logger = logging.getLogger(__name__)
@@ -159,6 +160,20 @@ def end_all(quarry: Quarry, grace: float, spawner: Spawner | None = None) -> Non
         grace = 0.0
     if spawner is not None:
         spawner.orphans()
+
+
+def end_processes(
+    marks: tuple[str, ...],
+    attempts: tuple[str, ...],
+    grace: float,
+    roots: frozenset[Identity] = frozenset(),
+) -> None:
+    """End processes by marks, by brands of attempts, and descendants of ``roots``."""
+    # ranks first: a launcher that is here kills those that it started at a TERM of its own
+    end_all(Quarry(marks=frozenset(map(rank_mark, attempts))), grace)
+    end_all(Quarry(roots=roots, marks=frozenset(marks)), grace)
+    for attempt in attempts:
+        end_all(Quarry(attempt=attempt), grace)
 
 
 def union(quarries: Iterable[Quarry]) -> Quarry:

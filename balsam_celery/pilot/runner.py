@@ -9,17 +9,19 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from balsam_celery.durations import format_duration
 from balsam_celery.errors import BalsamError
-from balsam_celery.launchers import Launch, Launcher, find_launcher, launch, needs_launcher
+from balsam_celery.launchers import Launch, Launcher, find_launcher
 from balsam_celery.pilot.attempt import Attempt
 from balsam_celery.pilot.context import WorkerContext
+from balsam_celery.pilot.ending import Ending, Launched, Sweep
 from balsam_celery.pilot.environment import Environments
 from balsam_celery.pilot.output import Output
-from balsam_celery.pilot.process import Exit, Spawner, end_all, end_in_background
+from balsam_celery.pilot.process import Exit, Spawner
+from balsam_celery.pilot.ranks import make_ranks, needs_launcher
 from balsam_celery.wire import Ended, Outcome, TaskSpec
 
 logger = logging.getLogger(__name__)
@@ -32,10 +34,18 @@ class Runner:
         context: the worker.
         spawner: starts and reaps its programs.
         on_start: told of each attempt whose program runs now.
+        sweep: reaches the other nodes of an attempt; ``None`` where all are on this host.
+
+    Attributes:
+        ending: ends attempts, on all nodes.
     """
 
     def __init__(
-        self, context: WorkerContext, spawner: Spawner, on_start: Callable[[Attempt], None]
+        self,
+        context: WorkerContext,
+        spawner: Spawner,
+        on_start: Callable[[Attempt], None],
+        sweep: Sweep | None = None,
     ) -> None:
         self._context = context
         self._spawner = spawner
@@ -44,8 +54,8 @@ class Runner:
         self._launchers_lock = threading.Lock()
         settings = context.pilot.site.settings
         self._settings = settings
+        self.ending = Ending(spawner, context.pilot.environment, sweep)
         self._pinned = {node.name: node.pinned for node in context.nodes}
-        self._virtual = settings.scheduler.kind == "local"
         nodefile = context.pilot.directory / f"{context.node}.nodes"
         nodefile.write_text("".join(f"{node.name}\n" for node in context.nodes), encoding="utf-8")
         self._environments = Environments(context, str(nodefile))
@@ -70,10 +80,13 @@ class Runner:
         _make_directory(spec.work_dir)
         if spec.staged is not None:
             shutil.copytree(spec.staged, directory, symlinks=True, dirs_exist_ok=True)
-        command = self._command(spec)
-        environment, digest = self._environments.make(
-            attempt, command.environment, _write_files(spec, directory)
-        )
+        environment, digest = self._environments.make(attempt, _write_files(spec, directory))
+        command = self._command(attempt, environment)
+        for name, content in command.files.items():
+            (directory / name).write_text(content, encoding="utf-8")
+        for name, value in command.environment.items():
+            if name not in spec.environment:
+                environment[name] = value
         output = Output(directory)
         try:
             if attempt.verdict is not None:
@@ -85,21 +98,37 @@ class Runner:
                 environment,
                 spec.work_dir,
                 output.files,
-                cores=self._cores(spec),
+                cores=self._cores(attempt),
                 brand=attempt.brand,
             )
         except BaseException:
             output.close(0)
             raise
         if attempt.has_started(pid, started):
-            end_in_background([attempt.quarry], spec.kill_grace)
+            self.ending.begin([attempt])
         self._on_start(attempt)
         return output, digest
 
-    def _command(self, spec: TaskSpec) -> Launch:
-        launcher = self._launcher(spec.launcher) if needs_launcher(spec) else None
-        one_host = self._virtual or len(spec.shares) == 1
-        return launch(spec, launcher, one_host=one_host, root=os.geteuid() == 0)
+    def _command(self, attempt: Attempt, variables: Collection[str]) -> Launch:
+        spec = attempt.spec
+        launcher = self._launcher(spec.launcher if needs_launcher(spec) else "none")
+        virtual = self._context.pilot.virtual
+        if launcher.kind == "none":
+            if len(spec.shares) > 1 and not virtual:
+                # it may start processes on its other nodes by its own means
+                attempt.launched = Launched(launcher, elsewhere=True)
+            return Launch(spec.argv)
+        ranks = make_ranks(
+            spec,
+            launcher,
+            virtual=virtual,
+            pinned=self._pinned,
+            exports=variables,
+            root=os.geteuid() == 0,
+        )
+        command = launcher.launch(ranks)
+        attempt.launched = Launched(launcher, command.step, elsewhere=not ranks.one_host)
+        return command
 
     def _launcher(self, kind: str | None) -> Launcher:
         with self._launchers_lock:
@@ -108,9 +137,16 @@ class Runner:
                 self._launchers[kind] = find_launcher(self._settings.launcher, kind, environment)
             return self._launchers[kind]
 
-    def _cores(self, spec: TaskSpec) -> frozenset[int]:
-        """Cores to bind to: only real ones, and all of the attempt's on this machine."""
+    def _cores(self, attempt: Attempt) -> frozenset[int]:
+        """Cores to bind to: only real ones, and all of the attempt's on this machine.
+
+        None where some of its nodes are other hosts: ranks bind themselves, and a program without
+        a launcher need not run on any of these nodes.
+        """
+        spec, launched = attempt.spec, attempt.launched
         shares = spec.shares
+        if launched is not None and launched.elsewhere:
+            return frozenset()
         if not spec.pin or not all(self._pinned.get(share.node, False) for share in shares):
             return frozenset()
         return frozenset(core for share in shares for core in share.cores)
@@ -121,9 +157,15 @@ class Runner:
         end = self._spawner.wait(attempt.pid)
         now = time.time()
         verdict = attempt.finish()
-        if verdict is not None or self._spawner.left_behind(attempt.brand):
+        launched = attempt.launched
+        if (
+            verdict is not None
+            or (launched is not None and not launched.are_children)
+            or self._spawner.left_behind(attempt.brand)
+        ):
             # a kill leaves no process anywhere (R8), and nothing outlives its program
-            end_all(attempt.quarry, spec.kill_grace, self._spawner)
+            by_itself = verdict is None and end.signal is None
+            self.ending.end(attempt, spec.kill_grace, by_itself=by_itself)
         outcome, reason = verdict or _verdict(end)
         stdout, stderr = output.close(self._settings.pilot.output_tail)
         return Ended(

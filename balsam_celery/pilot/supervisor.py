@@ -1,28 +1,35 @@
-"""The pilot's main process: forks the workers, watches over them, ends them in time.
+"""The pilot's main process: registers, exchanges with the service, ends the workers in time.
 
-It has one thread and never runs a program itself, so that it can fork a new worker at any moment.
+It has one thread, never blocks on a worker or node, and never runs a program itself, so that it can
+fork a new worker at any moment. The workers are those of one host or of several
+(:mod:`balsam_celery.pilot.staff`, :mod:`balsam_celery.pilot.hosts`).
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import select
 import signal
+import sys
 import time
-from collections import deque
+from pathlib import Path
 from typing import Any
 
 from celery import Celery
 
-from balsam_celery import keys, procs
+from balsam_celery import keys
 from balsam_celery.celeryapp import redis_client
+from balsam_celery.errors import SiteError
 from balsam_celery.pilot import worker
-from balsam_celery.pilot.context import PilotContext, WorkerContext
+from balsam_celery.pilot.context import PilotContext
+from balsam_celery.pilot.crew import Loss, write_pid_file
+from balsam_celery.pilot.fence import Fence
+from balsam_celery.pilot.hosts import Hosts
 from balsam_celery.pilot.leavings import Leavings
 from balsam_celery.pilot.post import Post
-from balsam_celery.pilot.process import end_all
+from balsam_celery.pilot.signals import Signals, wait
+from balsam_celery.pilot.staff import OneHost, Staff, StartError
+from balsam_celery.private import write_private
 from balsam_celery.wire import (
     Heartbeat,
     MalformedMessage,
@@ -37,25 +44,9 @@ from balsam_celery.wire import (
 
 logger = logging.getLogger(__name__)
 
-#: A worker that died so often within so many seconds is not started again.
-_DEATHS, _WITHIN = 5, 60.0
 #: Seconds between looks at Redis, at workers that start, and at workers that are to stop.
 _TICK, _STARTING_TICK, _STOPPING_TICK = 0.5, 0.05, 0.05
-#: Seconds beyond the kill grace after which a stopping worker is killed.
-_STOP_SLACK = 20.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
-INCARNATION = "incarnation"
-
-
-class Member:
-    """A worker's place in the pilot, held by one process after another."""
-
-    def __init__(self, context: WorkerContext) -> None:
-        self.context = context
-        self.pid: int | None = None
-        self.ready = -1
-        self.deaths: deque[float] = deque(maxlen=_DEATHS)
-        self.leavings: Leavings | None = None
 
 
 class Supervisor:
@@ -63,8 +54,6 @@ class Supervisor:
 
     def __init__(self, context: PilotContext, app: Celery[Any]) -> None:
         self._context = context
-        self._app = app
-        self._members = [Member(one) for one in context.workers()]
         self._settings = context.site.settings
         prefix = self._settings.key_prefix
         self._client = redis_client(context.site, timeout=2.0)
@@ -73,118 +62,69 @@ class Supervisor:
         self._heartbeats = keys.heartbeats(prefix, context.pilot)
         self._records: dict[int, str] = {}  # numbered, until acknowledged
         self._last_number = 0
+        self._losses: list[Loss] = []  # the service is to be told
+        self._leavings: list[Leavings] = []
         self._registered = False
         self._next_tick = self._next_beat = 0.0
         self._state = "running"
-        self._incarnation = context.allocation_dir / INCARNATION
+        self._signals = Signals(_SIGNALS)
+        self._staff: Staff
+        if context.one_host:
+            grace = self._settings.site.kill_grace
+            self._staff = OneHost(context, app, self._before_fork, grace)
+        else:
+            self._staff = Hosts(context, app, self._before_fork, lambda: self._post.reached)
+        self._fence = Fence(context.allocation_dir, context.pilot, self._staff.adopt)
 
     def run(self) -> int:
-        """Run until the allocation's end, an order to drain, or a signal; returns 0."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        procs.become_subreaper()
-        _write_pid_file(self._context.directory / "pilot.pid")
-        self._incarnation.write_text(self._context.pilot, encoding="utf-8")
-        for member in self._members:
-            self._start(member)
-        reason = None
-        while reason is None:
-            reason = self._turn()
+        """Run until the allocation's end, an order to drain, or a signal; the exit status."""
+        write_pid_file(self._context.directory / "pilot.pid")
+        self._fence.raise_up()
+        reason, status = None, 0
+        try:
+            self._staff.start()
+            while reason is None:
+                reason = self._turn()
+        except StartError as error:
+            reason, status = str(error), 1
+            tell_error(self._context, reason)
         self._drain(reason)
-        return 0
+        return status
 
     def _turn(self) -> str | None:
-        """Wait for a signal or a tick and act on it; returns why to drain, if there is reason."""
-        received = signal.sigtimedwait(_SIGNALS, max(0.0, self._next_tick - time.monotonic()))
-        if received is not None and received.si_signo != signal.SIGCHLD:
-            return f"{signal.Signals(received.si_signo).name} received"
-        for member, status in self._reap():
-            self._replace(member, status)
-        if all(member.pid is None for member in self._members):
-            return "no worker stays alive"
+        """Wait for something or a tick and act on it; returns why to drain, if there is reason."""
+        files = {self._signals.fileno(): False, **self._staff.files()}
+        wait(files, self._next_tick - time.monotonic())
+        for number in self._signals.take():
+            if number != signal.SIGCHLD:
+                return f"{signal.Signals(number).name} received"
+        self._losses += self._staff.turn()
         self._greet()
+        if self._registered:
+            self._tell_losses()
+        if self._staff.deserted:
+            return "no worker stays alive"
+        if self._staff.asked:
+            return self._staff.asked
         if time.monotonic() < self._next_tick:
             return None
         self._next_tick = time.monotonic() + (_TICK if self._registered else _STARTING_TICK)
         if self._context.end_time - time.time() <= self._settings.pilot.drain_margin:
             return "the allocation's end is near"
-        if self._fenced():
+        if self._fence.closed():
             return "a newer incarnation of this allocation's pilot runs"
         return self._exchange()
 
-    # workers
-
-    def _start(self, member: Member) -> None:
-        # the child must not share a connection
+    def _before_fork(self) -> list[int]:
+        """The child must share neither connection nor signals."""
         self._client.connection_pool.disconnect()
-        member.ready, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        member.pid = worker.fork(member.context, self._app, write)
-        os.close(write)
-        _write_pid_file(member.context.pid_path, member.pid)
-        logger.info("worker %s: process %d", member.context.name, member.pid)
+        return [self._signals.fileno()]
 
-    def _reap(self) -> list[tuple[Member, int]]:
-        """Reap children; returns the workers among them with their wait status."""
-        ended: list[tuple[Member, int]] = []
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return ended
-            if pid == 0:
-                return ended
-            for member in self._members:
-                if member.pid == pid:
-                    member.pid = None
-                    os.close(member.ready)
-                    member.ready = -1
-                    ended.append((member, status))
-
-    def _replace(self, member: Member, status: int) -> None:
-        """End what a dead worker ran, and start a new one in its place."""
-        self._end_programs(member)
-        now = time.monotonic()
-        member.deaths.append(now)
-        hopeless = len(member.deaths) == _DEATHS and now - member.deaths[0] < _WITHIN
-        reason = _how(status)
-        logger.error("worker %s died: %s", member.context.name, reason)
-        if hopeless:
-            self._give_up(member, reason)
-            return
-        self._start(member)
-        context = member.context
-        self._send(WorkerLost(self._context.pilot, context.node, reason, True, time.time()))
-
-    def _give_up(self, member: Member, reason: str) -> None:
-        """Deliver what a worker has left that does not stay alive; then the service is told."""
-        logger.error("worker %s is given up", member.context.name)
-        try:
-            member.leavings = Leavings(member.context, self._client, reason)
-        except OSError as error:
-            # its attempts come back when the allocation has ended
-            logger.error("outbox of %s: %s", member.context.name, error.strerror)
-        else:
-            self._deliver_leavings()
-
-    def _deliver_leavings(self) -> None:
-        for member in self._members:
-            if member.leavings is not None and member.leavings.deliver():
-                self._send(member.leavings.record)
-                member.leavings.close()
-                member.leavings = None
-
-    def _end_programs(self, member: Member) -> None:
-        """End what a dead worker has left: by its mark, and orphans that came to this process."""
-        marks = frozenset((member.context.mark,))
-        while True:
-            known = {one.pid for one in self._members if one.pid is not None}
-            orphans = frozenset(procs.unknown_children(known))
-            end_all(procs.Quarry(roots=orphans, marks=marks), 0)
-            if not orphans:
-                return
+    # workers
 
     def _greet(self) -> None:
         """Register once all workers consume."""
-        if self._registered or any(not _is_ready(member) for member in self._members):
+        if self._registered or (nodes := self._staff.consuming()) is None:
             return
         self._registered = True
         context = self._context
@@ -195,11 +135,47 @@ class Supervisor:
                 os.uname().nodename,
                 os.getpid(),
                 context.end_time,
-                context.nodes,
+                nodes,
                 time.time(),
+                context.native_id,
             )
         )
-        logger.info("all workers consume")
+        logger.info("all workers consume: %d nodes", len(nodes))
+
+    def _tell_losses(self) -> None:
+        losses, self._losses = self._losses, []
+        for loss in losses:
+            if loss.fate == "gone":
+                self._give_up(loss)
+                continue
+            restarted = loss.fate == "restarted"
+            self._send(
+                WorkerLost(
+                    self._context.pilot,
+                    loss.context.node,
+                    loss.reason,
+                    restarted,
+                    time.time(),
+                    confirmed=restarted,
+                )
+            )
+
+    def _give_up(self, loss: Loss) -> None:
+        """Deliver what a worker has left that is no more; then the service is told that."""
+        try:
+            self._leavings.append(Leavings(loss.context, self._client, loss.reason))
+        except OSError as error:
+            # its attempts come back when the allocation has ended
+            logger.error("outbox of %s: %s", loss.context.name, error.strerror)
+        else:
+            self._deliver_leavings()
+
+    def _deliver_leavings(self) -> None:
+        for one in list(self._leavings):
+            if one.deliver():
+                self._send(one.record)
+                one.close()
+                self._leavings.remove(one)
 
     # service
 
@@ -226,46 +202,31 @@ class Supervisor:
         if answer.results[0] is None:
             return None
         try:
-            return decode(PilotOrder, answer.results[0]).reason or "ordered by the service"
+            order = decode(PilotOrder, answer.results[0])
         except MalformedMessage as error:
             logger.error("refused an order that is not one: %s", error)
             return None
-
-    def _fenced(self) -> bool:
-        try:
-            current = self._incarnation.read_text(encoding="utf-8")
-        except OSError as error:
-            logger.warning("%s cannot be read: %s", self._incarnation, error.strerror)
-            return False
-        return current not in ("", self._context.pilot)
+        if order.action == "lose":
+            self._staff.lose(order.node, order.reason)
+            return None
+        return order.reason or "ordered by the service"
 
     # end
 
     def _drain(self, reason: str) -> None:
         logger.info("drains: %s", reason)
         self._state = "draining"
-        for member in self._members:
-            if member.pid is not None:
-                os.kill(member.pid, signal.SIGTERM)
-        delivered = True
-        deadline = time.monotonic() + self._settings.site.kill_grace + _STOP_SLACK
-        killed = False
-        while any(member.pid is not None for member in self._members):
-            signal.sigtimedwait((signal.SIGCHLD,), _STOPPING_TICK)
-            for member, status in self._reap():
-                delivered = delivered and os.waitstatus_to_exitcode(status) == worker.DELIVERED
-                self._end_programs(member)
-            if time.monotonic() > deadline and not killed:
-                killed = True
-                for member in self._members:
-                    if member.pid is not None:
-                        logger.error("worker %s does not stop: killed", member.context.name)
-                        os.kill(member.pid, signal.SIGKILL)
+        self._staff.stop(reason)
+        while not self._staff.stopped:
+            files = {self._signals.fileno(): False, **self._staff.files()}
+            wait(files, _STOPPING_TICK)
+            self._signals.take()
+            self._losses += self._staff.turn()
             if time.monotonic() > self._next_beat:
                 self._exchange()
-        for member in self._members:
-            self._end_programs(member)
-        if not delivered or any(member.leavings for member in self._members):
+        if self._registered:
+            self._tell_losses()
+        if not self._staff.delivered or self._leavings:
             # the service reads the outboxes once the scheduler says that the job has ended
             logger.warning("some outcomes were not acknowledged: they stay in the outboxes")
             return
@@ -273,22 +234,29 @@ class Supervisor:
         deadline = time.monotonic() + worker.ACKNOWLEDGE_WITHIN
         while self._records and time.monotonic() < deadline:
             self._exchange()
-            signal.sigtimedwait((signal.SIGCHLD,), _STOPPING_TICK)
+            wait({self._signals.fileno(): False}, _STOPPING_TICK)
+            self._signals.take()
         logger.info("ended")
 
 
-def _is_ready(member: Member) -> bool:
-    """Tell whether the worker has said that it consumes; its word stays in the pipe."""
-    return member.ready >= 0 and bool(select.select([member.ready], [], [], 0)[0])
+def tell_error(context: PilotContext, reason: str) -> None:
+    """Say why the pilot cannot start: in its log, in the job's output, and to the service."""
+    logger.error("%s", reason)
+    leave_error(context.allocation_dir, reason)
 
 
-def _how(status: int) -> str:
-    code = os.waitstatus_to_exitcode(status)
-    return f"ended by signal {-code}" if code < 0 else f"exit status {code}"
+def leave_error(directory: Path, reason: str) -> None:
+    """Say why the pilot cannot start: in the job's output, and to the service.
 
-
-def _write_pid_file(path: Any, pid: int | None = None) -> None:
-    found = procs.identity(pid or os.getpid())
-    if found is not None:
-        content = {"pid": found.pid, "start_time": found.start_time, "boot_id": found.boot_id}
-        path.write_text(json.dumps(content), encoding="utf-8")
+    Args:
+        directory: the allocation's, which is not made where it is missing.
+        reason: told as one line.
+    """
+    line = " ".join(reason.split())
+    print(f"pilot: {line}", file=sys.stderr, flush=True)
+    if not directory.is_dir():
+        return  # nobody has asked for such an allocation, so nobody looks there
+    try:
+        write_private(directory / keys.ERROR_FILE, f"{line}\n")
+    except SiteError as error:
+        print(f"pilot: {error}", file=sys.stderr, flush=True)

@@ -10,15 +10,19 @@ import threading
 import time
 from collections.abc import Callable
 
+from balsam_celery.pilot.context import Parent
 from balsam_celery.pilot.pool import AttemptPool
 from balsam_celery.pilot.process import Spawner, peak_memory
 from balsam_celery.pilot.runner import timeout_reason
+from balsam_celery.wire import Outcome
 
 logger = logging.getLogger(__name__)
 
 #: Seconds between looks when nothing is due.
 _TICK = 1.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+#: From the keeper of its node: a worker is to stop alone, or with its pilot.
+ALONE, TOGETHER = signal.SIGUSR1, signal.SIGUSR2
 
 
 class Watchdog(threading.Thread):
@@ -27,12 +31,18 @@ class Watchdog(threading.Thread):
     Args:
         pool: whose attempts it watches.
         spawner: whose orphans it reaps.
-        parent: pid of the pilot's main process.
-        on_drain: called once, on this thread, when the worker is to stop; with the reason.
+        parent: pid of the process that forked the worker, and what its death means. A keeper alone
+            says what to do: who ends a node signals both.
+        on_drain: called once, on this thread, when the worker is to stop; with the reason and
+            the outcome of its attempts.
     """
 
     def __init__(
-        self, pool: AttemptPool, spawner: Spawner, parent: int, on_drain: Callable[[str], None]
+        self,
+        pool: AttemptPool,
+        spawner: Spawner,
+        parent: tuple[int, Parent],
+        on_drain: Callable[[str, Outcome], None],
     ) -> None:
         super().__init__(name="watchdog", daemon=True)
         self._pool = pool
@@ -40,7 +50,7 @@ class Watchdog(threading.Thread):
         self._parent = parent
         self._on_drain = on_drain
         self._wake, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        for number in _SIGNALS:
+        for number in (*_SIGNALS, ALONE, TOGETHER):
             signal.signal(number, _noted)
         # the kernel's signal becomes a byte here whatever the main thread is busy with
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
@@ -49,11 +59,17 @@ class Watchdog(threading.Thread):
         """Watch until the worker is to stop."""
         while True:
             ready, _, _ = select.select([self._wake], [], [], self._check())
-            if ready and any(number in _SIGNALS for number in os.read(self._wake, 64)):
-                self._on_drain("its pilot stops")
+            received = os.read(self._wake, 64) if ready else b""
+            pid, parent = self._parent
+            ending = (TOGETHER,) if parent.orders else _SIGNALS
+            if any(number in ending for number in received):
+                self._on_drain("its pilot stops", "drained")
                 return
-            if os.getppid() != self._parent:
-                self._on_drain("the main process of its pilot died")
+            if ALONE in received:
+                self._on_drain("its node is taken away", "lost")
+                return
+            if os.getppid() != pid:
+                self._on_drain(f"{parent.name} died", parent.outcome)
                 return
 
     def _check(self) -> float:

@@ -6,10 +6,12 @@ import gc
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +22,18 @@ from balsam_celery.celeryapp import redis_client
 from balsam_celery.outbox import Outbox
 from balsam_celery.pilot import control, strategy
 from balsam_celery.pilot.consumer import PilotConsumer
-from balsam_celery.pilot.context import WorkerContext
+from balsam_celery.pilot.context import Parent, WorkerContext
 from balsam_celery.pilot.courier import Courier
 from balsam_celery.pilot.desk import Desk
+from balsam_celery.pilot.link import NodeLost
 from balsam_celery.pilot.pool import AttemptPool
 from balsam_celery.pilot.process import Spawner
 from balsam_celery.pilot.runner import Runner
 from balsam_celery.pilot.slots import Slots
+from balsam_celery.pilot.sweep import Sweeper
 from balsam_celery.pilot.watchdog import Watchdog
 from balsam_celery.procs import become_subreaper
-from balsam_celery.wire import Ended
+from balsam_celery.wire import Ended, Outcome
 
 logger = logging.getLogger(__name__)
 #: Celery's flags of a worker that is to stop; its stubs take them for constants.
@@ -49,22 +53,34 @@ def log_to(path: Path, level: str) -> None:
     logging.captureWarnings(True)
 
 
-def fork(context: WorkerContext, app: Celery[Any], ready: int) -> int:
+def fork(
+    context: WorkerContext,
+    app: Celery[Any],
+    ready: int,
+    parent: Parent,
+    inherited: Iterable[int] = (),
+    sweeps: int | None = None,
+) -> int:
     """Fork a worker and return its pid.
 
     Args:
         context: which one.
         app: an application that has no connection yet.
         ready: the write end of a pipe; a byte tells that the worker consumes.
+        parent: the calling process.
+        inherited: descriptors of the parent that the worker must close.
+        sweeps: the worker's end of the pair by which it asks for sweeps of other nodes.
     """
-    parent = os.getpid()
     gc.freeze()  # pages that the collector does not touch stay shared
+    forked_by = os.getpid()
     pid = os.fork()
     if pid:
         return pid
     status = 1
     try:
-        status = _live(context, app, ready, parent)
+        for file in inherited:
+            os.close(file)
+        status = _live(context, app, ready, (forked_by, parent), sweeps)
     except BaseException:
         traceback.print_exc()
         logger.exception("the worker fails")
@@ -74,7 +90,13 @@ def fork(context: WorkerContext, app: Celery[Any], ready: int) -> int:
         os._exit(status)
 
 
-def _live(context: WorkerContext, app: Celery[Any], ready: int, parent: int) -> int:
+def _live(
+    context: WorkerContext,
+    app: Celery[Any],
+    ready: int,
+    parent: tuple[int, Parent],
+    sweeps: int | None,
+) -> int:
     settings = context.pilot.site.settings
     log_to(context.log_path, settings.logs.level)
     become_subreaper()
@@ -102,13 +124,21 @@ def _live(context: WorkerContext, app: Celery[Any], ready: int, parent: int) -> 
     courier = Courier(context, outbox, client, set_limit)
     spawner = Spawner()
     slots = Slots((node.name, core) for node in context.nodes for core in node.cores)
-    pool.attach(slots, Runner(context, spawner, courier.announce).run, courier.put)
+    sweeper = _sweeper(sweeps, pool)
+    runner = Runner(context, spawner, courier.announce, sweeper.sweep if sweeper else None)
+
+    def report(ended: Ended, idle: bool) -> None:
+        # what may still live somewhere is over when the scheduler says that the job is (R4)
+        if sweeper is None or not sweeper.unconfirmed((ended.id, ended.attempt)):
+            courier.put(ended, idle)
+
+    pool.attach(slots, runner.run, runner.ending, report)
     desk = worker.desk = Desk(outbox, pool, courier)
     strategy.register(app, desk)
     stopped = threading.Event()
 
-    def drain(reason: str) -> None:
-        pool.drain(reason)
+    def drain(reason: str, outcome: Outcome) -> None:
+        pool.drain(reason, outcome)
         delivered = courier.finish(ACKNOWLEDGE_WITHIN)
         celery_state.should_stop = DELIVERED if delivered else UNDELIVERED
         worker.hub.call_soon(_nothing)  # its loop looks at the flag only when it turns
@@ -119,6 +149,8 @@ def _live(context: WorkerContext, app: Celery[Any], ready: int, parent: int) -> 
 
     watchdog = Watchdog(pool, spawner, parent, drain)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    if sweeper is not None:
+        sweeper.start()
     courier.start()
     for task, attempt in outbox.lost:
         courier.put(Ended(task, attempt, "lost", "its worker died", ended=time.time()), True)
@@ -132,6 +164,25 @@ def _live(context: WorkerContext, app: Celery[Any], ready: int, parent: int) -> 
         return 1
     stopped.set()
     return status
+
+
+def _sweeper(sweeps: int | None, pool: AttemptPool) -> Sweeper | None:
+    """What asks other nodes, in the worker whose attempts have ranks there."""
+    if sweeps is None:
+        return None
+
+    def lost(message: NodeLost) -> None:
+        pool.limit = min(pool.limit, message.left)
+        reason = f"its node {message.node} was lost: {message.reason}"
+        pool.condemn(
+            [
+                (attempt.key, "lost", reason)
+                for attempt in (*pool.waiting(), *pool.running())
+                if any(share.node == message.node for share in attempt.spec.shares)
+            ]
+        )
+
+    return Sweeper(socket.socket(fileno=sweeps), lost)
 
 
 def _thread_failed(arguments: threading.ExceptHookArgs) -> None:

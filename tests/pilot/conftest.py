@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.pilot.cluster import Cluster
 from tests.pilot.service import Pilot, Service, make_site
 from tests.redis_server import RedisServer
 
@@ -24,4 +25,19 @@ def pilot(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -
     directory = tmp_path_factory.mktemp("pilot") / "site"
     service = Service(make_site(directory, redis_server), redis_server)
     yield service.start([2])
+    service.close()
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, redis_server: RedisServer) -> Cluster:
+    """A site whose pilots run over hosts that are names on this machine."""
+    pytest.importorskip("mpi4py")
+    return Cluster(tmp_path / "cluster", redis_server, start_timeout=40)
+
+
+@pytest.fixture
+def head(cluster: Cluster, redis_server: RedisServer) -> Iterator[Service]:
+    """The service of that site."""
+    service = Service(cluster.site, redis_server)
+    yield service
     service.close()

@@ -69,15 +69,24 @@ class Service:
         self.acknowledge = True
         self.pilots: list[Pilot] = []
 
-    def start(self, cores: Iterable[int] = (2,), lasts: float = 600.0) -> Pilot:
+    def start(
+        self, cores: Iterable[int] = (2,), lasts: float = 600.0, *, virtual: bool = True
+    ) -> Pilot:
         """Start a pilot whose nodes have so many cores, and wait until it has registered."""
-        pilot = self.begin(cores, lasts)
+        pilot = self.begin(cores, lasts, virtual=virtual)
         pilot.wait_registered()
         return pilot
 
-    def begin(self, cores: Iterable[int] = (2,), lasts: float = 600.0) -> Pilot:
-        """Start a pilot."""
-        pilot = Pilot(self, list(cores), lasts)
+    def begin(
+        self,
+        cores: Iterable[int] = (2,),
+        lasts: float = 600.0,
+        *,
+        virtual: bool = True,
+        native_id: str = "",
+    ) -> Pilot:
+        """Start a pilot; its nodes are parts of this machine or, for all it knows, hosts."""
+        pilot = Pilot(self, list(cores), lasts, virtual=virtual, native_id=native_id)
         self.pilots.append(pilot)
         return pilot
 
@@ -129,7 +138,9 @@ class Service:
 class Pilot:
     """One pilot process and how to reach it."""
 
-    def __init__(self, service: Service, cores: list[int], lasts: float) -> None:
+    def __init__(
+        self, service: Service, cores: list[int], lasts: float, *, virtual: bool, native_id: str
+    ) -> None:
         self.service = service
         self.allocation = f"alloc{secrets.token_hex(2)}"
         self.id = ""
@@ -142,7 +153,7 @@ class Pilot:
         self.capacities = {capacity.name: capacity for capacity in capacities}
         directory = service.site.directory
         nodes = directory / f"{self.allocation}.nodes"
-        nodes.write_text(wire.encode(JobNodes(capacities, time.time() + lasts)))
+        nodes.write_text(wire.encode(JobNodes(capacities, time.time() + lasts, native_id, virtual)))
         environment = {**os.environ, NODES: str(nodes), "SECRET_OF_SITE": "x", "PMI_RANK": "7"}
         self.log = directory / f"{self.allocation}.log"
         with self.log.open("wb") as log:
@@ -155,7 +166,7 @@ class Pilot:
                 start_new_session=True,
             )
 
-    def wait_registered(self) -> None:
+    def wait_registered(self, timeout: float = 60.0) -> Registered:
         """Wait until all its workers consume."""
 
         def registered() -> Registered | None:
@@ -163,9 +174,16 @@ class Pilot:
             found = [r for r in self.service.all(Registered) if r.allocation == self.allocation]
             return found[0] if found else None
 
-        record = wait_until(registered, 30, "the pilot registers")
+        record = wait_until(registered, timeout, "the pilot registers")
         assert record is not None
         self.id = record.pilot
+        self.capacities.update((node.name, node) for node in record.nodes)
+        return record
+
+    def identity_of(self, name: str) -> procs.Identity:
+        """The process whose pid file that is: a worker, ``pilot``, or ``NODE.keeper``."""
+        content = json.loads((self.directory / f"{name}.pid").read_text())
+        return procs.Identity(content["pid"], content["start_time"], content["boot_id"])
 
     @property
     def directory(self) -> Path:
@@ -173,7 +191,9 @@ class Pilot:
 
     def pid_of(self, node: str) -> int:
         """Pid of a worker."""
-        pid: int = json.loads((self.directory / f"{node}.pid").read_text())["pid"]
+        # a moment before it is written the file is empty
+        text = wait_until((self.directory / f"{node}.pid").read_text, 10, "a pid")
+        pid: int = json.loads(text)["pid"]
         return pid
 
     def spec(self, task: str, *argv: str, **fields: Any) -> TaskSpec:

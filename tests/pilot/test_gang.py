@@ -56,6 +56,16 @@ def test_ranks_on_one_node(service: Service) -> None:
     assert [one["size"] for one in ranks(spec.work_dir)] == [2, 2]
 
 
+@pytest.mark.parametrize("ranks_per_node", [1, 2])
+def test_programs_have_no_signal_blocked(service: Service, ranks_per_node: int) -> None:
+    """The pilot's main process has."""
+    pilot = service.start([2])
+    command = ("grep", "SigBlk", "/proc/self/status")
+    pilot.run(pilot.spec("task", *command, ranks_per_node=ranks_per_node))
+    masks = service.ended("task").stdout_tail.split()[1::2]
+    assert [int(mask, 16) for mask in masks] == [0] * ranks_per_node
+
+
 def test_kill_of_a_gang_task_reaches_every_rank(service: Service, tmp_path: Path) -> None:
     pilot = service.start([1, 1])
     pids = tmp_path / "pids"

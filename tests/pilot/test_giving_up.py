@@ -7,7 +7,7 @@ import signal
 
 from balsam_celery import procs
 from balsam_celery.outbox import read_outbox
-from balsam_celery.wire import Ended, WorkerLost
+from balsam_celery.wire import Ended, Record, WorkerLost
 from tests.pilot.service import Pilot, Service
 from tests.waiting import wait_until
 
@@ -26,6 +26,10 @@ def kill_until_given_up(pilot: Pilot, node: str) -> None:
     wait_until(given_up, 60, "it is given up")
 
 
+def _is_final(record: Record) -> bool:
+    return isinstance(record, WorkerLost) and not record.restarted and record.confirmed
+
+
 def test_its_outcomes_come_first(service: Service) -> None:
     pilot = service.start([1, 1])
     service.acknowledge = False
@@ -37,16 +41,15 @@ def test_its_outcomes_come_first(service: Service) -> None:
     kill_until_given_up(pilot, "n0")
     outcomes = {e.id: e.outcome for e in read_outbox(pilot.directory / "n0.outbox")}
     assert outcomes == {"done": "exit", "runs": "lost"}
-    assert not [lost for lost in service.all(WorkerLost) if not lost.restarted], "not before that"
+    told = [lost for lost in service.all(WorkerLost) if not lost.restarted]
+    assert [lost.confirmed for lost in told] == [False], "no more before that"
     service.acknowledge = True
     wait_until(
-        lambda: any(not lost.restarted for lost in service.all(WorkerLost)), 30, "the loss is told"
+        lambda: any(_is_final(lost) for lost in service.all(WorkerLost)), 30, "the loss is told"
     )
-    told = [record for _, _, _, record in service.records]
-    last = next(
-        i for i, one in enumerate(told) if isinstance(one, WorkerLost) and not one.restarted
-    )
-    assert {one.id for one in told[:last] if isinstance(one, Ended)} == {"done", "runs"}
+    records = [record for _, _, _, record in service.records]
+    last = next(i for i, one in enumerate(records) if _is_final(one))
+    assert {one.id for one in records[:last] if isinstance(one, Ended)} == {"done", "runs"}
     [active] = pilot.inspect("active", "n1")
     assert active["id"] == "beside", "the other node never noticed"
 

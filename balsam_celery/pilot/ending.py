@@ -1,0 +1,152 @@
+"""The end of attempts, on every node that they were on (R8)."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from balsam_celery import procs
+from balsam_celery.launchers import Launcher
+from balsam_celery.pilot.attempt import Attempt, rank_mark
+from balsam_celery.pilot.process import Spawner, end_all, end_in_background
+from balsam_celery.procs import Quarry
+
+logger = logging.getLogger(__name__)
+
+#: Ends every process of an attempt on all its nodes with TERM, grace, KILL; returns "" once all
+#: of them have confirmed, or, when the pilot ends before, what was not confirmed.
+Sweep = Callable[[Attempt, float], str]
+#: Seconds that a launcher has for its own end once its ranks are gone.
+_LAUNCHER_ENDS_WITHIN = 5.0
+_POLL_FIRST, _POLL_LONGEST = 0.02, 2.0  # seconds
+#: Seconds after which a step that does not end is named in the log, again and again.
+_PATIENCE = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """How the ranks of an attempt were started.
+
+    Attributes:
+        launcher: by whom; of kind ``none``: the program itself, on several hosts.
+        step: the job step that they are; empty: none.
+        elsewhere: some of them are, or may be, on other hosts.
+        ending: held by who ends them.
+    """
+
+    launcher: Launcher
+    step: str = ""
+    elsewhere: bool = False
+    ending: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def are_children(self) -> bool:
+        """All processes of the attempt descend from the worker, however they leave their parent."""
+        return not self.step and not self.elsewhere
+
+
+class Ending:
+    """Ends attempts of one worker.
+
+    A launcher is no way to end ranks gently: at a TERM ``srun`` kills them at once, and a killed
+    one leaves them behind. So ranks get TERM themselves, on all nodes, and KILL when the grace is
+    over; then their job step is ended, and only then what is left of the launcher.
+
+    Args:
+        spawner: whose programs they are.
+        environment: of the allocation, for the scheduler's commands.
+        sweep: reaches other nodes; ``None`` for a worker whose attempts have this one alone.
+    """
+
+    def __init__(
+        self, spawner: Spawner, environment: Mapping[str, str], sweep: Sweep | None
+    ) -> None:
+        self._spawner = spawner
+        self._environment = environment
+        self._sweep = sweep
+
+    def begin(self, attempts: Sequence[Attempt]) -> None:
+        """Begin to end running attempts; whoever waits for a leader then calls :meth:`end`."""
+        direct = [attempt for attempt in attempts if attempt.launched is None]
+        if direct:
+            grace = max(attempt.spec.kill_grace for attempt in direct)
+            end_in_background([attempt.quarry for attempt in direct], grace)
+        for attempt in attempts:
+            if attempt.launched is not None:
+                arguments = (attempt, attempt.spec.kill_grace)
+                threading.Thread(
+                    target=self.end, args=arguments, name="killer", daemon=True
+                ).start()
+
+    def end(self, attempt: Attempt, grace: float, *, by_itself: bool = False) -> None:
+        """End every process of the attempt; returns once none lives on any of its nodes.
+
+        As long as the scheduler cannot tell that a job step is over, it is not, and this does not
+        return: the worker's own end, which ends the pilot's job in the end, is what ends that.
+
+        Args:
+            grace: seconds between TERM and KILL.
+            by_itself: its launcher has ended as it does when its ranks have; then its job step is
+                over, and only what ranks may have left behind is looked for.
+        """
+        launched = attempt.launched
+        if launched is None:
+            end_all(attempt.quarry, grace, self._spawner)
+            return
+        with launched.ending:
+            sweeping = self._begin_sweep(attempt, launched, grace)
+            if launched.launcher.kind == "none":
+                end_all(attempt.quarry, grace, self._spawner)
+            else:
+                end_all(Quarry(marks=frozenset((rank_mark(attempt.brand),))), grace)
+            if sweeping is not None:
+                sweeping.join()
+            if by_itself:
+                end_all(attempt.quarry, grace, self._spawner)
+                return
+            self._await_launcher(attempt)
+            # the second time for what the launcher was about to start when it was killed
+            for _ in range(2):
+                self._end_step(attempt, launched)
+                end_all(attempt.quarry, 0, self._spawner)
+            again = self._begin_sweep(attempt, launched, 0)
+            if again is not None:
+                again.join()
+
+    def _begin_sweep(
+        self, attempt: Attempt, launched: Launched, grace: float
+    ) -> threading.Thread | None:
+        if not launched.elsewhere or self._sweep is None:
+            return None
+        thread = threading.Thread(
+            target=self._sweep, args=(attempt, grace), name="sweeper", daemon=True
+        )
+        thread.start()
+        return thread
+
+    def _await_launcher(self, attempt: Attempt) -> None:
+        """Give the launcher of ranks that are gone time for its own end, and its exit status."""
+        deadline = time.monotonic() + _LAUNCHER_ENDS_WITHIN
+        while attempt.pid is not None and not attempt.over and time.monotonic() < deadline:
+            if procs.identity(attempt.pid) is None:
+                return
+            time.sleep(_POLL_FIRST)
+
+    def _end_step(self, attempt: Attempt, launched: Launched) -> None:
+        if not launched.step:
+            return
+        pause = _POLL_FIRST
+        complain_at = time.monotonic() + _PATIENCE
+        while not launched.launcher.end_step(launched.step, self._environment):
+            if time.monotonic() > complain_at:
+                logger.error(
+                    "attempt %s: whether its job step %s is over cannot be told: asking on",
+                    attempt.brand,
+                    launched.step,
+                )
+                complain_at += _PATIENCE
+            time.sleep(pause)
+            pause = min(2 * pause, _POLL_LONGEST)
