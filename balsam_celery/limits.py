@@ -26,6 +26,12 @@ class QueueLimits(Protocol):
     def max_queued(self) -> int: ...
     @property
     def max_running(self) -> int: ...
+    @property
+    def cores_per_node(self) -> int: ...
+    @property
+    def gpus_per_node(self) -> int: ...
+    @property
+    def memory_per_node(self) -> int: ...
 
 
 class NodeLimits(Protocol):
@@ -37,6 +43,8 @@ class NodeLimits(Protocol):
     def cores_per_node(self) -> int: ...
     @property
     def gpus_per_node(self) -> int: ...
+    @property
+    def memory_per_node(self) -> int: ...
 
 
 class SchedulerKind(Protocol):
@@ -144,24 +152,25 @@ def at_once(wanted: Resources, nodes: int, node: NodeCapacity) -> int:
 
 def queues_of(settings: SiteLimits) -> tuple[Queue, ...]:
     """The queues of ``site.toml`` with what their nodes have."""
-    local = settings.local
-    machine = local.nodes if settings.scheduler.kind == "local" else None
-    node = NodeCapacity(
-        "node", tuple(range(local.cores_per_node)), tuple(range(local.gpus_per_node))
-    )
+    machine = settings.local if settings.scheduler.kind == "local" else None
     return tuple(
         Queue(
             name,
             limits.min_nodes,
-            limits.max_nodes if machine is None else min(limits.max_nodes, machine),
+            limits.max_nodes if machine is None else min(limits.max_nodes, machine.nodes),
             limits.min_wall_time,
             limits.max_wall_time,
             limits.max_queued,
             limits.max_running,
-            node,
+            _node(limits if machine is None else machine),
         )
         for name, limits in settings.queues.items()
     )
+
+
+def _node(shape: QueueLimits | NodeLimits) -> NodeCapacity:
+    cores, gpus = tuple(range(shape.cores_per_node)), tuple(range(shape.gpus_per_node))
+    return NodeCapacity("node", cores, gpus, shape.memory_per_node)
 
 
 def policy_of(settings: SiteLimits) -> Policy:
@@ -201,6 +210,12 @@ def fits_some_queue(resources: Resources, wall_time: int, settings: SiteLimits) 
             f" each node: a node has {gpus} GPUs; ask for fewer"
         )
     wide = [queue for queue in queues if at_once(resources, queue.max_nodes, queue.node)]
+    if not wide:
+        most = max(queue.max_nodes for queue in queues if per_node(resources, queue.node))
+        return (
+            f"num_nodes is {resources.num_nodes}: no queue with nodes for {resources.least_cores}"
+            f" cores and {resources.gpus_per_node:g} GPUs gives more than {most}; ask for fewer"
+        )
     margin = policy.kill_grace
     longest = max(policy.usable(queue.max_wall_time) - margin for queue in wide)
     if wall_time > longest:

@@ -208,7 +208,7 @@ def pack(
         fitting = [q for q in fitting if at_once(demand.resources, q.max_nodes, q.node)]
         open_queues = [queue for queue in fitting if room.has(queue)]
         if not open_queues:
-            reason = room.reason(fitting) if fitting else "no queue can hold it"
+            reason = room.reason(fitting) if fitting else "no queue asked now can hold it"
             waiting.append((demand, reason))
             rest = rest[1:]
             continue

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from sqlalchemy import Connection
+
 from balsam_celery.store import lease
 from balsam_celery.store.engine import Store
 
@@ -27,6 +29,10 @@ class Turn:
             StoreError: the database did not answer.
         """
         return lease.renew(self.store, self.name, self.holder, self.term, seconds)
+
+    def holds(self, conn: Connection) -> bool:
+        """Tell, in the transaction that writes, whether nobody else has taken it."""
+        return lease.holds(conn, self.name, self.holder, self.term)
 
 
 @contextmanager

@@ -18,10 +18,12 @@ from balsam_celery.service.publish import Publisher
 from balsam_celery.service.specs import BUNDLE
 from balsam_celery.site import Site
 from balsam_celery.store.rows import TaskRow
-from balsam_celery.wire import TaskSpec, to_plain
+from balsam_celery.wire import PilotOrder, TaskSpec, encode, to_plain
 
 #: Seconds for which the same revoke, forwarded by every worker, is passed on only once.
 _SAME = 10.0
+#: Seconds that an order waits for a pilot that may be gone.
+_ORDER_LIFE = 86400
 #: Seconds between two writes of a pilot's concurrency.
 _LIMITS = 1.0
 
@@ -86,6 +88,12 @@ class Dispatcher:
         if key not in self._revoked:
             kill.revoke_ordinary(self._app, self._publisher, ids, terminate=terminate)
             self._revoked[key] = now
+
+    def drain(self, pilot: str, reason: str) -> None:
+        """Tell a pilot that has no row to end."""
+        key = keys.control(self._prefix, pilot)
+        self._client.rpush(key, encode(PilotOrder("drain", reason)))
+        self._client.expire(key, _ORDER_LIFE)
 
     def limits(self, ledger: Ledger, now: float) -> None:
         """Tell the pilots what each worker may run at once, when that changed."""

@@ -213,6 +213,8 @@ class Engine(threading.Thread):
         self.courier.tell(recorded.changes)
         for asked in recorded.foreign:
             self._out.revoke(asked.ids, terminate=asked.terminate)
+        for pilot, reason in recorded.unwanted:
+            self._out.drain(pilot, reason)
 
     def _look(self, now: float) -> None:
         """One transaction over all that may go on, then the messages for it."""

@@ -99,22 +99,24 @@ def _awaiting(rows: Collection[TaskRow]) -> list[Pending]:
 def _between_states(conn: Connection, now: float) -> list[TaskRow]:
     task = schema.task
     pending = text(schema.PENDING_STEP_SQL)
-    found: dict[str, TaskRow] = {}
-    # windows of their own for what needs no transitions worker: it never waits behind what does
-    for condition in (
-        and_(pending, task.c.kind == "celery"),
-        and_(pending, task.c.argv.is_(None)),
-        pending,
-        task.c.state == State.POSTPROCESSED.value,
-    ):
-        query = (
-            select(task)
-            .where(condition, task.c.not_before <= now)
-            .order_by(task.c.changed)
-            .limit(WINDOW)
-        )
-        found |= {row.id: TaskRow.of(row) for row in conn.execute(query).mappings()}
+    found = _oldest(conn, pending, now)
+    if len(found) == WINDOW:
+        # what needs no transitions worker never waits behind what does
+        found |= _oldest(conn, and_(pending, task.c.kind == "celery"), now)
+        found |= _oldest(conn, and_(pending, task.c.argv.is_(None)), now)
+    found |= _oldest(conn, task.c.state == State.POSTPROCESSED.value, now)
     return [row for row in found.values() if row.state in WAITING]
+
+
+def _oldest(conn: Connection, condition: Any, now: float) -> dict[str, TaskRow]:
+    task = schema.task
+    query = (
+        select(task)
+        .where(condition, task.c.not_before <= now)
+        .order_by(task.c.changed)
+        .limit(WINDOW)
+    )
+    return {row.id: TaskRow.of(row) for row in conn.execute(query).mappings()}
 
 
 def send(publisher: Publisher, pending: Collection[Pending], run_dir: Path) -> None:

@@ -11,17 +11,20 @@ from balsam_celery.wire import Ended, WorkerLost
 
 
 def worker_lost(batch: Batch, one: WorkerLost) -> None:
-    """Place nothing more on a worker that its pilot gave up, and take back what it never took.
+    """Place nothing more on a worker that was given up, and take back what it had.
 
-    The pilot says so only when every outcome that the worker had kept is recorded, so what is
-    still there has waited in its queue, which nobody reads any more.
+    Once that is confirmed, by the pilot or by the scheduler, every outcome that the worker had
+    kept is recorded, and no process of the rest lives. Until then its attempts stay where they are:
+    a silent node is not a dead node (R4).
     """
-    reason = f"its worker {one.node} does not stay alive: {one.reason}"
+    reason = f"worker {one.node} was lost: {one.reason}"
     if one.node == keys.GANG:
         # the nodes are well, but nothing can span them: end, once nothing runs
         pilots.stops(batch.conn, one.pilot, reason)
     else:
-        pilots.loses_node(batch.conn, one.pilot, one.node)
+        pilots.loses_node(batch.conn, one.pilot, one.node, one.reason)
+    if not one.confirmed:
+        return
     left = [
         row
         for row in scans.on_pilots(batch.conn, one.pilot)

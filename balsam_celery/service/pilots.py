@@ -6,28 +6,43 @@ import logging
 
 from sqlalchemy import Connection, select
 
-from balsam_celery.errors import NotFound
+from balsam_celery.errors import InvalidInput
 from balsam_celery.store import allocations, schema
 from balsam_celery.store.allocations import LIVE_ALLOCATIONS, LIVE_PILOTS
-from balsam_celery.store.rows import PilotState
+from balsam_celery.store.rows import AllocationState, PilotState
 from balsam_celery.wire import PilotEnded, Registered, to_plain
 
 log = logging.getLogger(__name__)
 
 
-def registered(conn: Connection, one: Registered) -> None:
+def registered(conn: Connection, one: Registered) -> str:
     """Insert a pilot's row; it fences older incarnations in the same allocation (R4).
 
-    A pilot whose allocation is unknown, or has ended, is not taken.
+    An allocation whose submission was in doubt is RUNNING then: its job has called.
+
+    Returns:
+        Why the pilot is not taken and should end; "" when it is.
     """
     try:
         allocation = allocations.get_allocation(conn, one.allocation)
-    except NotFound:
+    except InvalidInput:
+        allocation = None
+    if allocation is None or allocation.id != one.allocation:
         log.warning("pilot %s names no allocation of ours: %s", one.pilot, one.allocation)
-        return
-    if allocation.id != one.allocation or allocation.state not in LIVE_ALLOCATIONS:
+        return f"the site has no allocation {one.allocation}"
+    if allocation.state not in LIVE_ALLOCATIONS:
         log.warning("pilot %s: its allocation %s is over", one.pilot, one.allocation)
-        return
+        return f"its allocation is over: {allocation.reason}"
+    if allocation.state is AllocationState.REQUESTED and one.native_id:
+        allocations.update_allocation(
+            conn,
+            allocation.id,
+            (AllocationState.REQUESTED,),
+            state=AllocationState.RUNNING,
+            native_id=one.native_id,
+            started=one.time,
+            reason=allocation.reason if allocation.cancel_requested is not None else "",
+        )
     is_new = allocations.insert_pilot(
         conn,
         id=one.pilot,
@@ -39,7 +54,7 @@ def registered(conn: Connection, one: Registered) -> None:
         now=one.time,
     )
     if not is_new:
-        return
+        return ""
     log.info("pilot %s on %s: %d nodes", one.pilot, one.host, len(one.nodes))
     for older in allocations.list_pilots(conn, LIVE_PILOTS, allocation=one.allocation):
         if older.id != one.pilot:
@@ -48,6 +63,7 @@ def registered(conn: Connection, one: Registered) -> None:
             allocations.update_pilot(
                 conn, older.id, (PilotState.LIVE,), state=PilotState.DRAINING, reason=reason
             )
+    return ""
 
 
 def stops(conn: Connection, pilot: str, reason: str) -> None:
@@ -61,14 +77,14 @@ def stops(conn: Connection, pilot: str, reason: str) -> None:
         log.info("pilot %s stops: %s", pilot, reason)
 
 
-def loses_node(conn: Connection, pilot: str, node: str) -> None:
+def loses_node(conn: Connection, pilot: str, node: str, reason: str) -> None:
     """Mark a node on which nothing may start any more."""
     table = schema.pilot.c
     found = conn.scalar(select(table.nodes).where(table.id == pilot).with_for_update())
-    if found is not None:
-        nodes = [{**one, "lost": True} if one["name"] == node else one for one in found]
+    nodes = [{**one, "lost": True} if one["name"] == node else one for one in found or ()]
+    if found is not None and nodes != found:
         allocations.update_pilot(conn, pilot, LIVE_PILOTS, nodes=nodes)
-        log.warning("pilot %s lost its node %s", pilot, node)
+        log.warning("pilot %s lost its node %s: %s", pilot, node, reason)
 
 
 def ended(conn: Connection, one: PilotEnded) -> None:

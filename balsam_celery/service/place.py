@@ -15,7 +15,7 @@ from balsam_celery.resources import NodeCapacity, NodeShare
 from balsam_celery.service.cases import Batch, Change
 from balsam_celery.service.release import full_arguments, parent_results
 from balsam_celery.service.specs import make_spec, worker_of
-from balsam_celery.service.window import decide
+from balsam_celery.service.window import decide, free_cores
 from balsam_celery.states import PLACEABLE, State
 from balsam_celery.store import allocations, scans, schema
 from balsam_celery.store.rows import PilotRow, PilotState
@@ -46,7 +46,7 @@ class Sent:
 class Placed:
     """What a pass did: the ledger after it, what to publish, what changed, what there is more.
 
-    ``more``: the window was full, so another pass may find more to start.
+    ``more``: the window was full and cores are left, so another pass may find more to start.
     """
 
     ledger: Ledger
@@ -126,7 +126,7 @@ def start(conn: Connection, ledger: Ledger, limits: Limits, *, now: float, who: 
         LostRace: see :meth:`Batch.flush`.
     """
     ledger = sync(conn, ledger, limits)
-    if not any(not pilot.draining for pilot in ledger.pilots.values()):
+    if not free_cores(ledger):
         return Placed(ledger)
     decided, more = decide(conn, ledger, limits.kill_grace, now)
     if not decided.placements:

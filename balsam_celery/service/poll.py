@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +12,8 @@ from sqlalchemy import Connection, select, text
 
 from balsam_celery.errors import SchedulerError, SchedulerUnavailable
 from balsam_celery.schedulers.base import Job, JobState, Scheduler
+from balsam_celery.service.submit import job_prefix
+from balsam_celery.service.verdict import GONE_AFTER, change
 from balsam_celery.site import Site
 from balsam_celery.store import allocations, schema
 from balsam_celery.store.allocations import LIVE_PILOTS
@@ -19,12 +23,13 @@ from balsam_celery.store.rows import AllocationRow, AllocationState
 log = logging.getLogger(__name__)
 
 _SUBMITTED = (AllocationState.QUEUED, AllocationState.RUNNING)
-#: Seconds for which a job must be missing from the scheduler's answers to count as gone.
-GONE_AFTER = 30.0
-#: Seconds past its wall time after which the service itself cancels an allocation.
-OVERDUE_AFTER = 60.0
+_OVER = (AllocationState.ENDED, AllocationState.FAILED)
 #: Seconds after which a cancellation without effect is asked for again.
 CANCEL_AGAIN = 10.0
+#: So many cancellations of one poll may go unanswered before it leaves the rest to the next.
+MOST_SILENCES = 2
+#: Begins the reason of an allocation while the scheduler does not answer.
+NOT_KNOWN = "its state is not known since "
 
 
 class Poller:
@@ -32,9 +37,14 @@ class Poller:
 
     It remembers since when jobs are missing and what it cancelled when; a new one starts afresh,
     which only delays.
+
+    Attributes:
+        running: the jobs of RUNNING allocations, by allocation, as the last :meth:`poll` was told;
+            empty when the scheduler did not answer.
     """
 
     def __init__(self, store: Store, scheduler: Scheduler, site: Site) -> None:
+        self.running: dict[str, Job] = {}
         self._store = store
         self._scheduler = scheduler
         self._site = site
@@ -54,73 +64,149 @@ class Poller:
         # read before the scheduler is asked: each job in it was submitted before the answer
         with self._store.read() as conn:
             rows = allocations.list_allocations(conn, _SUBMITTED)
+        self.running = {}
         if rows:
             try:
-                jobs = self._scheduler.jobs()
+                jobs = self._scheduler.jobs([row.native_id for row in rows if row.native_id])
             except SchedulerUnavailable as error:
-                log.warning("states of allocations are not known: %s", error)
+                self._not_known(rows, error)
             else:
                 self._update(rows, jobs)
         with self._store.read() as conn:
             return to_reap(conn)
 
+    def _not_known(self, rows: Sequence[AllocationRow], error: SchedulerUnavailable) -> None:
+        log.warning("states of allocations are not known: %s", error)
+        self._missing.clear()  # to be missing from answers, there must be answers
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self._store.clock()))
+        changes = {
+            row.id: {"reason": f"{NOT_KNOWN}{since}: {error}"}
+            for row in rows
+            if row.cancel_requested is None and not row.reason.startswith(NOT_KNOWN)
+        }
+        if changes:
+            self._store.run(lambda conn: _write(conn, changes))
+
     def _update(self, rows: Sequence[AllocationRow], jobs: Mapping[str, Job]) -> None:
         now = self._store.clock()
-        told = {row.id: job for row in rows if (job := jobs.get(row.native_id or "")) is not None}
+        namesakes = self._namesakes(jobs)
+        told: dict[str, Job] = {}
+        for row in rows:
+            job = jobs.get(row.native_id or "")
+            if job is None or job.state is not JobState.RUNNING:
+                # submitted twice after all, and the other one is the one that serves
+                others = (one for one in namesakes[row.id] if one.state is JobState.RUNNING)
+                job = next(others, job)
+            if job is not None:
+                told[row.id] = job
         self._missing = {
             row.id: self._missing.get(row.id, now) for row in rows if row.id not in told
         }
-        changes = {row.id: self._change(row, told.get(row.id), now) for row in rows}
+        with self._store.read() as conn:
+            served = _served(conn, [row.id for row in rows])
+        changes = {
+            row.id: change(
+                row,
+                told.get(row.id),
+                now=now,
+                gone=now >= self._missing.get(row.id, now) + GONE_AFTER,
+                served=row.id in served,
+            )
+            for row in rows
+        }
         if any(changes.values()):
             self._store.run(lambda conn: _write(conn, changes))
+        doomed = []
         for row in rows:
             state = changes[row.id].get("state", row.state)
-            if state is AllocationState.ENDED:
-                self._cancelled.pop(row.id, None)
+            job = told.get(row.id)
+            if state in _OVER:
                 log.info("allocation %s has ended: %s", row.id, changes[row.id]["reason"])
             elif row.cancel_requested is not None or "cancel_requested" in changes[row.id]:
-                self._cancel(row, now)
+                doomed.append(job.native_id if job is not None else row.native_id or "")
+            elif job is not None and job.impossible and job.state is JobState.QUEUED:
+                doomed.append(job.native_id)
+            elif job is not None and state is AllocationState.RUNNING:
+                self.running[row.id] = job
+        self._cancel([*doomed, *self._strays(rows, told, namesakes)], now)
 
-    def _change(self, row: AllocationRow, job: Job | None, now: float) -> dict[str, Any]:
-        """Columns to set, by what the scheduler tells of the job."""
-        if job is None:
-            if now < self._missing[row.id] + GONE_AFTER:
-                return {}
-            reason = row.reason or "the scheduler does not know the job any more"
-            return {"state": AllocationState.ENDED, "ended": now, "reason": reason}
-        if job.state is JobState.ENDED:
-            return {
-                "state": AllocationState.ENDED,
-                "started": row.started if row.started is not None else job.started,
-                "ended": job.ended if job.ended is not None else now,
-                "reason": row.reason or job.reason or "its job has ended",
-            }
-        values: dict[str, Any] = {}
-        started = row.started
-        if job.state is JobState.RUNNING and row.state is AllocationState.QUEUED:
-            started = job.started if job.started is not None else now
-            values = {"state": AllocationState.RUNNING, "started": started}
-        overdue = started is not None and now > started + row.wall_time + OVERDUE_AFTER
-        if overdue and row.cancel_requested is None:
-            values |= {"cancel_requested": now, "reason": "its wall time is over"}
-        return values
+    def _namesakes(self, jobs: Mapping[str, Job]) -> defaultdict[str, list[Job]]:
+        """Jobs that have not ended, by the allocation that their name tells."""
+        found: defaultdict[str, list[Job]] = defaultdict(list)
+        prefix = job_prefix(self._site)
+        for job in jobs.values():
+            if job.name.startswith(prefix) and job.state is not JobState.ENDED:
+                found[job.name.removeprefix(prefix)].append(job)
+        return found
 
-    def _cancel(self, row: AllocationRow, now: float) -> None:
-        if row.native_id is None or now < self._cancelled.get(row.id, 0.0) + CANCEL_AGAIN:
-            return
-        self._cancelled[row.id] = now
-        try:
-            self._scheduler.cancel(row.native_id)
-        except SchedulerError as error:
-            log.warning("allocation %s could not be cancelled: %s", row.id, error)
+    def _strays(
+        self,
+        rows: Sequence[AllocationRow],
+        told: Mapping[str, Job],
+        namesakes: Mapping[str, Sequence[Job]],
+    ) -> list[str]:
+        """Jobs that are to serve nothing: of an allocation that is over, or that has another.
+
+        A running one of those is left to its pilot, which finds the allocation claimed.
+        """
+        known = {row.id for row in rows}
+        others = [id for id in namesakes if id not in known]
+        with self._store.read() as conn:
+            over = _in_states(conn, others, _OVER) if others else set()
+        strays = [job.native_id for id in over for job in namesakes[id]]
+        for id, job in told.items():
+            strays += [
+                one.native_id
+                for one in namesakes.get(id, ())
+                if one.native_id != job.native_id and one.state is JobState.QUEUED
+            ]
+        for native_id in strays:
+            log.warning("job %s serves no allocation and is cancelled", native_id)
+        return strays
+
+    def _cancel(self, native_ids: Sequence[str], now: float) -> None:
+        self._cancelled = {id: at for id, at in self._cancelled.items() if id in native_ids}
+        silences = 0
+        # those asked longest ago first, so that what fails keeps none behind it waiting for ever
+        for native_id in sorted(native_ids, key=lambda id: self._cancelled.get(id, 0.0)):
+            if not native_id or now < self._cancelled.get(native_id, 0.0) + CANCEL_AGAIN:
+                continue
+            self._cancelled[native_id] = now
+            try:
+                self._scheduler.cancel(native_id)
+            except SchedulerUnavailable as error:
+                log.warning("job %s could not be cancelled: %s", native_id, error)
+                silences += 1
+                if silences == MOST_SILENCES:
+                    return  # each took as long as a command may; the next poll goes on
+            except SchedulerError as error:
+                log.warning("job %s could not be cancelled: %s", native_id, error)
 
 
 def _write(conn: Connection, changes: Mapping[str, Mapping[str, Any]]) -> None:
+    table = schema.allocation.c
+    wanted = table.id.in_(list(changes)), table.cancel_requested.is_not(None)
+    cancelled = set(conn.scalars(select(table.id).where(*wanted).with_for_update()))
     for id, values in changes.items():
+        state = values.get("state")
+        if id in cancelled and state not in _OVER:
+            # perhaps while the scheduler was asked: who cancelled it is told until the end
+            own = ("reason", "cancel_requested")
+            values = {name: value for name, value in values.items() if name not in own}
         if values:
-            state = values.get("state")
-            sources = (AllocationState.QUEUED,) if state is AllocationState.RUNNING else _SUBMITTED
+            sources = _SUBMITTED if state in (None, AllocationState.ENDED) else _SUBMITTED[:1]
             allocations.update_allocation(conn, id, sources, **values)
+
+
+def _served(conn: Connection, ids: Sequence[str]) -> set[str]:
+    """Those of the allocations in which a pilot has registered."""
+    pilot = schema.pilot.c
+    return set(conn.scalars(select(pilot.allocation).where(pilot.allocation.in_(ids))))
+
+
+def _in_states(conn: Connection, ids: Sequence[str], states: Sequence[AllocationState]) -> set[str]:
+    table = schema.allocation.c
+    return set(conn.scalars(select(table.id).where(table.id.in_(ids), table.state.in_(states))))
 
 
 def to_reap(conn: Connection) -> list[str]:

@@ -62,7 +62,7 @@ def reap(
     if row.state is not AllocationState.ENDED:
         raise ValueError(f"allocation {row.id} is {row.state}, not ENDED")
     ids = [pilot.id for pilot in pilots]
-    unread = _record_outboxes(store, row, ids, record)
+    unread = record_outboxes(store, row, ids, record)
     reason = f"allocation {row.id} ended: {row.reason}"
     if unread:
         reason += f" (outcomes could not be read: {'; '.join(unread)})"
@@ -82,13 +82,21 @@ def reap(
     return ids
 
 
-def _record_outboxes(
+def record_outboxes(
     store: Store,
     row: AllocationRow,
     pilots: Sequence[str],
     record: Callable[[Sequence[Ended]], object],
+    *,
+    node: str | None = None,
 ) -> list[str]:
-    """Record outcomes of open attempts; returns what could not be read, and why."""
+    """Record outcomes of open attempts; returns what could not be read, and why.
+
+    ``node``: only what the worker of that node has left.
+
+    Raises:
+        StoreError: the database did not answer.
+    """
     unread = []
     for pilot in pilots:
         directory = Path(row.run_dir) / pilot
@@ -101,6 +109,8 @@ def _record_outboxes(
             unread.append(f"{directory}: {error.strerror}")
             continue
         for path in files:
+            if node is not None and path.name != f"{node}.outbox":
+                continue
             try:
                 found = _wanted(read_outbox(path), waiting)
             except OSError as error:
@@ -139,7 +149,7 @@ def _end_pilots(conn: Connection, pilots: Sequence[str], row: AllocationRow, now
 
 
 def delete_keys(client: redis.Redis, prefix: str, pilot: PilotRow) -> None:
-    """Delete all that a dead pilot and its workers have in Redis.
+    """Delete all that a dead pilot, its workers and its allocation have in Redis.
 
     A worker that was killed leaves its queue, and a mailbox for remote control that would gather
     every broadcast for ever. A failure is logged; ``housekeep.sweep`` tries again.
@@ -150,6 +160,7 @@ def delete_keys(client: redis.Redis, prefix: str, pilot: PilotRow) -> None:
         keys.heartbeats(prefix, pilot.id),
         keys.limits(prefix, pilot.id),
         keys.acks(prefix, pilot.id, "pilot"),
+        keys.claim(prefix, pilot.allocation),
     ]
     mailboxes = []
     for node in (*names, keys.GANG):

@@ -34,11 +34,13 @@ class Recorded:
         changes: tasks that changed state, in order.
         foreign: revokes of ids that are no rows: ordinary Celery tasks, which the tasks worker
             must revoke.
+        unwanted: (pilot, reason) of those that registered and were not taken.
     """
 
     left: tuple[tuple[str, str, int], ...] = ()
     changes: tuple[Change, ...] = ()
     foreign: tuple[KillAsked, ...] = ()
+    unwanted: tuple[tuple[str, str], ...] = ()
 
 
 def record(
@@ -58,6 +60,7 @@ def record(
     batch = Batch(conn, now, who)
     batch.load({one.id for one in records if isinstance(one, _OF_TASKS)})
     foreign: list[KillAsked] = []
+    unwanted: list[tuple[str, str]] = []
     for one in records:
         if isinstance(one, (Started, StepStarted)):
             _started(batch, one)
@@ -70,7 +73,8 @@ def record(
         elif isinstance(one, TransitionEnded):
             transitions.ended(batch, one)
         elif isinstance(one, Registered):
-            pilots.registered(conn, one)
+            if reason := pilots.registered(conn, one):
+                unwanted.append((one.pilot, reason))
         elif isinstance(one, PilotEnded):
             pilots.ended(conn, one)
         elif isinstance(one, WorkerLost) and not one.restarted:
@@ -91,7 +95,7 @@ def record(
         for change in batch.changes
         if change.row.pilot is not None and change.state not in ON_PILOT
     ]
-    return Recorded(tuple(left), tuple(batch.changes), tuple(foreign))
+    return Recorded(tuple(left), tuple(batch.changes), tuple(foreign), tuple(unwanted))
 
 
 _OF_TASKS = (Started, Ended, StepStarted, StepEnded, TransitionEnded)

@@ -13,7 +13,8 @@ from celery import Celery
 from balsam_celery.celeryapp import redis_client
 from balsam_celery.errors import StoreError
 from balsam_celery.schedulers.base import Scheduler
-from balsam_celery.service import housekeep, kill
+from balsam_celery.service import housekeep, kill, lostnodes
+from balsam_celery.service.backoff import Announcer
 from balsam_celery.service.checks import Checks
 from balsam_celery.service.effects import AWAY, ResultBackend
 from balsam_celery.service.engine import WHO, Engine
@@ -60,6 +61,7 @@ class Service:
         self._prefix = site.settings.key_prefix
         self._publisher = Publisher(app)
         self.engine = Engine(site, app, store, redis_client(site), backend, on_lead)
+        self._announcer = Announcer()
         self._poller = Poller(store, scheduler, site)
         self._checks = Checks(
             store,
@@ -88,8 +90,9 @@ class Service:
         """Ask for the allocations that the backlog needs."""
         with self._turn("pack") as mine:
             if mine:
-                packed = pack(self.store, self._scheduler, self.site)
+                packed = pack(self.store, self._scheduler, self.site, self._client)
                 self.engine.courier.tell(packed.changes)
+                self._announcer.tell(packed.paused)
 
     def poll(self) -> None:
         """Learn what became of the allocations, and reap those that have ended."""
@@ -99,6 +102,8 @@ class Service:
             for allocation in self._poller.poll():
                 reap(self.store, self.site, allocation, record=self._record, client=self._client)
                 push(self._client, self._prefix, Wake())
+            for lost in lostnodes.find(self.store, self._scheduler, self._poller.running):
+                lostnodes.give_up(self.store, self._client, self._prefix, lost, record=self._record)
 
     def housekeep(self) -> None:
         """Note heartbeats, drain idle pilots, find what no worker holds."""

@@ -1,40 +1,56 @@
 """Allocations from rows to batch jobs: never the same one twice.
 
-The row is committed as REQUESTED first; its id is part of the job's name, and the scheduler is
-asked for that name before each submission, so that a job whose answer was lost is found again.
+The row is committed as REQUESTED first; its id is part of the job's name. Before the scheduler is
+told, the row is marked (``native_id`` is ""), so that whatever becomes of the answer, and of this
+process, it is known that the job may exist. Such a row is submitted again only by a scheduler that
+lists jobs by name, once neither that list nor the claim that a pilot makes in Redis knows the job.
+Where jobs have no names to be found by, it is held until its pilot calls or the user gives it up.
 """
 
 from __future__ import annotations
 
 import logging
 import secrets
-import shlex
-import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import Connection
+import redis
+from sqlalchemy import Connection, case, select, update
 
-from balsam_celery.errors import SchedulerError, SchedulerUnavailable
+from balsam_celery import jobscript, keys
+from balsam_celery.errors import SchedulerError, SchedulerUnavailable, SettingsError
 from balsam_celery.packing import Request
+from balsam_celery.schedulers import base
 from balsam_celery.schedulers.base import Job, JobRequest, JobState, Scheduler
 from balsam_celery.service.alone import Turn, alone
+from balsam_celery.service.verdict import GONE_AFTER
 from balsam_celery.site import Site
-from balsam_celery.store import allocations
+from balsam_celery.store import allocations, schema
 from balsam_celery.store.engine import Store
 from balsam_celery.store.rows import AllocationRow, AllocationState
 
-#: Runs the pilot; on compute nodes the same path must lead to the same Python.
-PYTHON = sys.executable
 log = logging.getLogger(__name__)
 
 #: Seconds between two tries when the scheduler does not answer: grows with the row's age.
 FIRST_PAUSE, LONGEST_PAUSE = 2.0, 60.0
+#: Seconds in which a scheduler may still be taking in a job whose answer was lost.
+IN_DOUBT_PAUSE = 10.0
+#: ``native_id`` of a row whose job may exist.
+IN_DOUBT = ""
+_UNSENT = "not needed any more when it was to be sent"
+
+_ALIVE = (JobState.ENDED, JobState.QUEUED, JobState.RUNNING)
+
+
+def job_prefix(site: Site) -> str:
+    """What the names of a site's batch jobs begin with, and those of no other site's."""
+    return base.job_prefix(site.settings.site.id)
 
 
 def job_name(site: Site, allocation: str) -> str:
     """Name of an allocation's batch job; no other allocation of any site bears it."""
-    return f"balsam-{site.settings.site.id}-{allocation}"
+    return job_prefix(site) + allocation
 
 
 def insert_requests(
@@ -57,70 +73,131 @@ def insert_requests(
     return ids
 
 
-def submit(store: Store, scheduler: Scheduler, site: Site) -> list[str]:
+def submit(store: Store, scheduler: Scheduler, site: Site, client: redis.Redis) -> list[str]:
     """Submit the allocations that are REQUESTED; returns the ids of those that the scheduler has.
 
-    A scheduler that does not answer leaves them REQUESTED; they are tried again after a pause that
-    grows. One that refuses makes them FAILED with its reason.
+    A scheduler that does not answer leaves them REQUESTED, with the reason; they are tried again
+    after a pause that grows. One that refuses makes them FAILED with its reason.
+
+    Args:
+        store: the site's database.
+        scheduler: its batch scheduler.
+        site: the site.
+        client: Redis, asked for claims of rows whose job may exist.
 
     Raises:
         StoreError: the database did not answer.
     """
+    end_unsent(store)
     if not _due(store):
         return []
     # as long as two commands may take: a command outlives the process that started it
-    command = 2.0 * site.settings.scheduler.command_timeout + 10
-    with alone(store, "submit", command) as turn:
+    seconds = 2.0 * site.settings.scheduler.command_timeout + 10
+    with alone(store, "submit", seconds) as turn:
         if turn is None:
             return []
-        due = _due(store)  # another may have done it between the look and the turn
-        try:
-            by_name = {job.name: job for job in scheduler.jobs().values()} if due else {}
-        except SchedulerUnavailable as error:
-            for row in due:
-                _put_off(store, row, error)
-            return []
-        return _submit_rows(store, scheduler, site, due, by_name, turn, command)
+        # another may have done it between the look and the turn
+        return _Pass(store, scheduler, site, client, turn, seconds).run(_due(store))
 
 
-def _submit_rows(
-    store: Store,
-    scheduler: Scheduler,
-    site: Site,
-    due: Iterable[AllocationRow],
-    by_name: dict[str, Job],
-    turn: Turn,
-    command: float,
-) -> list[str]:
-    submitted = []
-    for row in due:
-        job = by_name.get(job_name(site, row.id))
-        if job is not None:
-            _taken(store, row, job.native_id)
-            if job.state is not JobState.ENDED:
-                submitted.append(row.id)
-            continue
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """One pass over the rows that are due, by the only one who may submit now."""
+
+    store: Store
+    scheduler: Scheduler
+    site: Site
+    client: redis.Redis
+    turn: Turn
+    seconds: float
+
+    def run(self, due: list[AllocationRow]) -> list[str]:
+        known: dict[str, Job] = {}
+        if due and self.scheduler.capabilities.finds_by_name:
+            try:
+                # of several of one name the one that lives
+                jobs = sorted(self.scheduler.jobs().values(), key=lambda j: _ALIVE.index(j.state))
+            except SchedulerUnavailable as error:
+                for row in due:
+                    _put_off(self.store, row, error)
+                return []
+            known = {job.name: job for job in jobs}
+        submitted = []
+        for row in due:
+            job = known.get(job_name(self.site, row.id))
+            if job is not None:
+                _taken(self.store, row, job.native_id)
+                if job.state is not JobState.ENDED:
+                    submitted.append(row.id)
+                continue
+            try:
+                if self._one(row):
+                    submitted.append(row.id)
+            except _Stop:
+                break
+        return submitted
+
+    def _one(self, row: AllocationRow) -> bool:
+        """Do what can be done for a row of which the scheduler knows nothing by name."""
+        if row.native_id is not None:
+            try:
+                claim = self.client.get(keys.claim(self.site.settings.key_prefix, row.id))
+            except redis.RedisError as error:
+                log.warning("allocation %s waits: its claim is not known: %s", row.id, error)
+                return False
+            if claim:
+                _taken(self.store, row, claim.decode() if isinstance(claim, bytes) else str(claim))
+                return True
+        by_name = self.scheduler.capabilities.finds_by_name
         if row.cancel_requested is not None:
-            _over(store, row, AllocationState.ENDED, "not needed any more when it was to be sent")
-            continue
-        if not turn.keep(command):
-            break
+            tried = row.submitted if row.submitted is not None else row.created
+            if not by_name or self.store.clock() >= tried + GONE_AFTER:
+                # while its job may still turn up, it can be cancelled by its name
+                _over(self.store, row, AllocationState.ENDED, row.reason or _UNSENT)
+            return False
+        if row.native_id is not None and not by_name:
+            _hold(self.store, self.site, row, "the service was interrupted")
+            return False
+        if not self.turn.keep(self.seconds):
+            raise _Stop
+        return self._send(row)
+
+    def _send(self, row: AllocationRow) -> bool:
         try:
-            native_id = scheduler.submit(_prepare(site, row))
-        except (SchedulerUnavailable, OSError) as error:
-            _put_off(store, row, error)
-            break
+            request = _prepare(self.site, self.scheduler, row)
+        except SettingsError as error:
+            if row.queue not in self.site.settings.queues:
+                _over(self.store, row, AllocationState.FAILED, str(error))
+            else:
+                _put_off(self.store, row, error)
+            return False
+        except OSError as error:
+            _put_off(self.store, row, error)
+            return False
+        if not _mark(self.turn, row):
+            return False
+        try:
+            native_id = self.scheduler.submit(request)
+        except SchedulerUnavailable as error:
+            if self.scheduler.capabilities.finds_by_name:
+                _doubt(self.store, row, f"the scheduler did not say whether it took it: {error}")
+            else:
+                _hold(self.store, self.site, row, str(error))
+            raise _Stop from None
         except SchedulerError as error:
             log.warning("allocation %s was refused: %s", row.id, error)
-            _over(store, row, AllocationState.FAILED, str(error))
-            continue
-        _taken(store, row, native_id)
-        submitted.append(row.id)
+            _over(self.store, row, AllocationState.FAILED, str(error))
+            return False
+        _taken(self.store, row, native_id)
         log.info(
             "allocation %s: %d nodes for %d s in %s, job %s",
             row.id, row.nodes, row.wall_time, row.queue, native_id,
         )  # fmt: skip
-    return submitted
+        return True
+
+
+class _Stop(Exception):
+    """Nothing more can be submitted in this pass."""
 
 
 def _due(store: Store) -> list[AllocationRow]:
@@ -133,63 +210,123 @@ def _due(store: Store) -> list[AllocationRow]:
 
 def _pause(row: AllocationRow) -> float:
     tried_for = (row.submitted or row.created) - row.created
-    return min(LONGEST_PAUSE, max(FIRST_PAUSE, tried_for / 2))
+    first = FIRST_PAUSE if row.native_id is None else IN_DOUBT_PAUSE
+    return min(LONGEST_PAUSE, max(first, tried_for / 2))
 
 
-def _prepare(site: Site, row: AllocationRow) -> JobRequest:
+def _prepare(site: Site, scheduler: Scheduler, row: AllocationRow) -> JobRequest:
     """Make the allocation's directory and its script.
 
     Raises:
         OSError: the run directory cannot be written.
+        SettingsError: the template of the script cannot be used.
     """
     directory = Path(row.run_dir)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     script = directory / "job.sh"
-    command = [PYTHON, "-m", "balsam_celery.pilot"]
-    command += ["--site", str(site.directory), "--allocation", row.id]
-    script.write_text(f"#!/bin/sh\nexec {shlex.join(command)}\n", encoding="utf-8")
-    script.chmod(0o700)
-    return JobRequest(
+    request = JobRequest(
         job_name(site, row.id), row.queue, row.nodes, row.wall_time, script, directory
     )
+    script.write_text(jobscript.render(site, scheduler, request, row.id), encoding="utf-8")
+    script.chmod(0o700)
+    return request
+
+
+def end_unsent(store: Store) -> None:
+    """End what was cancelled before it was sent; that needs no scheduler.
+
+    Raises:
+        StoreError: the database did not answer.
+    """
+    table = schema.allocation.c
+    unsent = (
+        table.state == AllocationState.REQUESTED,
+        table.native_id.is_(None),
+        table.cancel_requested.is_not(None),
+    )
+    with store.read() as conn:
+        if conn.scalar(select(table.id).where(*unsent).limit(1)) is None:
+            return
+    values = {
+        "state": AllocationState.ENDED.value,
+        "ended": store.clock(),
+        "reason": case((table.reason == "", _UNSENT), else_=table.reason),
+    }
+    store.run(lambda conn: conn.execute(update(schema.allocation).where(*unsent).values(values)))
+
+
+def _mark(turn: Turn, row: AllocationRow) -> bool:
+    """From now on its job may exist.
+
+    ``False`` when that is not ours to say: another has the turn, the pilot called, or somebody
+    cancelled it.
+    """
+    store = turn.store
+
+    def mark(conn: Connection) -> bool:
+        if not turn.holds(conn):
+            return False
+        now = allocations.get_allocation(conn, row.id)
+        if (now.native_id, now.submitted, now.cancel_requested) != (
+            row.native_id, row.submitted, None,
+        ):  # fmt: skip
+            return False
+        return allocations.update_allocation(
+            conn,
+            row.id,
+            (AllocationState.REQUESTED,),
+            native_id=IN_DOUBT,
+            submitted=store.clock(),
+        )
+
+    return store.run(mark)
 
 
 def _taken(store: Store, row: AllocationRow, native_id: str) -> None:
     """The scheduler has the job; its state comes with the next poll."""
-    store.run(
-        lambda conn: allocations.update_allocation(
-            conn,
-            row.id,
-            (AllocationState.REQUESTED,),
-            state=AllocationState.QUEUED,
-            native_id=native_id,
-            submitted=store.clock(),
-            reason="",
-        )
+    _update(
+        store,
+        row,
+        state=AllocationState.QUEUED,
+        native_id=native_id,
+        submitted=store.clock(),
+        # who cancelled it is told until the end
+        reason=row.reason if row.cancel_requested is not None else "",
     )
 
 
 def _over(store: Store, row: AllocationRow, state: AllocationState, reason: str) -> None:
-    store.run(
-        lambda conn: allocations.update_allocation(
-            conn,
-            row.id,
-            (AllocationState.REQUESTED,),
-            state=state,
-            ended=store.clock(),
-            reason=reason,
-        )
-    )
+    _update(store, row, state=state, native_id=None, ended=store.clock(), reason=reason)
 
 
 def _put_off(store: Store, row: AllocationRow, error: Exception) -> None:
-    log.warning("allocation %s is not submitted yet: %s", row.id, error)
-    store.run(
+    """Try again later; nothing was sent now."""
+    if row.native_id is None:
+        _doubt(store, row, f"not submitted yet: {error}")
+    else:
+        _doubt(store, row, f"not known whether the scheduler took it: {error}")
+
+
+def _doubt(store: Store, row: AllocationRow, reason: str) -> None:
+    log.warning("allocation %s waits: %s", row.id, reason)
+    kept = {} if row.cancel_requested is not None else {"reason": reason}
+    _update(store, row, submitted=store.clock(), **kept)
+
+
+def _hold(store: Store, site: Site, row: AllocationRow, error: str) -> None:
+    """Wait for the pilot's call, or for the user: it is never submitted again by itself."""
+    reason = row.reason or (
+        f"held: it is not known whether the scheduler took job {job_name(site, row.id)} ({error});"
+        f" if it did not, 'balsam allocations cancel {row.id}'"
+    )
+    if not row.reason:
+        log.warning("allocation %s is %s", row.id, reason)
+    _update(store, row, submitted=store.clock(), reason=reason)
+
+
+def _update(store: Store, row: AllocationRow, **values: object) -> bool:
+    return store.run(
         lambda conn: allocations.update_allocation(
-            conn,
-            row.id,
-            (AllocationState.REQUESTED,),
-            submitted=store.clock(),
-            reason=f"not submitted yet: {error}",
+            conn, row.id, (AllocationState.REQUESTED,), **values
         )
     )

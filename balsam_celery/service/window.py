@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import operator
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import cast
 
-from sqlalchemy import ColumnElement, Connection, and_, select, text
+from sqlalchemy import ColumnElement, Connection, and_
 
 from balsam_celery.ledger import Ledger
 from balsam_celery.placement import Candidate, Pass, place
+from balsam_celery.resources import Resources
 from balsam_celery.store import scans, schema
-from balsam_celery.store.rows import TaskRow
+from balsam_celery.store.scans import Waiting
 
 #: How many waiting tasks a pass looks at.
 WINDOW = 500
@@ -28,64 +32,81 @@ Shape = tuple[object, ...]
 
 
 def decide(conn: Connection, ledger: Ledger, kill_grace: int, now: float) -> tuple[Pass, bool]:
-    """What placement says of the first tasks of the backlog, and whether there are more.
+    """What placement says of the first tasks of the backlog, and whether more of it may start.
 
     When the first ones are so many of shapes that do not fit that the window holds nothing else,
     it is moved past those shapes, so that what fits behind them is seen too.
     """
+    most = free_cores(ledger)
     # by id: a later window shows those of an earlier one again that found room
     candidates: dict[str, Candidate] = {}
     passed: set[Shape] = set()
     while True:
-        window = _window(conn, passed, now)
-        candidates |= {
-            row.id: _candidate(row, kill_grace) for row in window if row.kind == "program"
-        }
+        window = scans.placeable(
+            conn, now=now, limit=WINDOW, but=[_is_of(shape) for shape in passed]
+        )
+        candidates |= candidates_of(window, kill_grace, most)
         decided = place(ledger, candidates.values(), now)
+        if len(window) < WINDOW or not free_cores(decided.ledger):
+            return decided, False
         placed = {one.id for one in decided.placements}
         fitting = {shape_of(row) for row in window if row.id in placed}
         refused = {shape_of(row) for row in window} - fitting
-        if len(window) < WINDOW or not refused or len(passed) >= MOST_SHAPES:
-            return decided, len(window) == WINDOW
-        if any(shape_of(row) in fitting for row in window[-1:]):
-            # the last ones found room: the next pass goes on behind them
+        # where the last ones found room, the next pass goes on behind them
+        if not refused or len(passed) >= MOST_SHAPES or shape_of(window[-1]) in fitting:
             return decided, True
         passed |= refused
 
 
-def _window(conn: Connection, passed: Collection[Shape], now: float) -> list[TaskRow]:
-    if not passed:
-        return scans.placeable(conn, now=now, limit=WINDOW)
-    task = schema.task
-    query = (
-        select(task)
-        .where(text(schema.PLACEABLE_SQL), task.c.not_before <= now)
-        .where(*(~_is_of(shape) for shape in passed))
-        .order_by(task.c.priority.desc(), task.c.num_nodes.desc(), task.c.created)
-        .limit(WINDOW)
-    )
-    return [TaskRow.of(row) for row in conn.execute(query).mappings()]
+def free_cores(ledger: Ledger) -> int:
+    """Cores on which something may start, in all pilots."""
+    pilots = (pilot for pilot in ledger.pilots.values() if not pilot.draining)
+    return sum(len(node.cores) for pilot in pilots for node in pilot.nodes if not node.lost)
 
 
-def shape_of(row: TaskRow) -> Shape:
-    """What placement tells tasks apart by."""
-    return tuple(getattr(row, name) for name in SHAPE)
+def candidates_of(window: Iterable[Waiting], kill_grace: int, most: int) -> dict[str, Candidate]:
+    """The programs among ``window``, by id: of equal ones no more than could start.
+
+    Each takes a core, so that of ``most`` and one more the last is refused, and with it the rest.
+    """
+    found: dict[str, Candidate] = {}
+    seen: Counter[tuple[object, ...]] = Counter()
+    wanted: dict[tuple[object, ...], Resources] = {}
+    for row in window:
+        if row.kind != "program":
+            continue
+        kind = (*shape_of(row), row.cpu_affinity, row.restartable, row.expected_time)
+        seen[kind] += 1
+        if seen[kind] > most + 1:
+            continue
+        if kind not in wanted:
+            wanted[kind] = Resources(
+                num_nodes=row.num_nodes,
+                ranks_per_node=row.ranks_per_node,
+                threads_per_rank=row.threads_per_rank,
+                threads_per_core=row.threads_per_core,
+                gpus_per_rank=row.gpus_per_rank,
+                node_packing_count=row.node_packing_count,
+                cpu_affinity=row.cpu_affinity,
+            )
+        found[row.id] = Candidate(
+            id=row.id,
+            attempt=row.attempt + 1,
+            resources=wanted[kind],
+            wall_time=row.wall_time,
+            kill_grace=kill_grace,
+            priority=row.priority,
+            created=row.created,
+            restartable=row.restartable,
+            expected_time=row.expected_time,
+        )
+    return found
+
+
+#: What placement tells a task apart by.
+shape_of = cast(Callable[[Waiting], Shape], operator.attrgetter(*SHAPE))
 
 
 def _is_of(shape: Shape) -> ColumnElement[bool]:
     pairs = zip(SHAPE, shape, strict=True)
     return and_(*(schema.task.c[name].is_not_distinct_from(value) for name, value in pairs))
-
-
-def _candidate(row: TaskRow, kill_grace: int) -> Candidate:
-    return Candidate(
-        id=row.id,
-        attempt=row.attempt + 1,
-        resources=row.resources,
-        wall_time=row.wall_time,
-        kill_grace=kill_grace,
-        priority=row.priority,
-        created=row.created,
-        restartable=row.restartable,
-        expected_time=row.expected_time,
-    )

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Table, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    RowMapping,
+    Table,
+    insert,
+    not_,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from balsam_celery.errors import InvalidInput, NotFound
@@ -18,6 +28,9 @@ from balsam_celery.store.transitions import IllegalTransition
 LIVE_ALLOCATIONS = (AllocationState.REQUESTED, AllocationState.QUEUED, AllocationState.RUNNING)
 #: Pilots that may still hold tasks.
 LIVE_PILOTS = (PilotState.LIVE, PilotState.DRAINING)
+
+#: Seconds for which an allocation that came to nothing is shown beside the live ones.
+SHOWN_FOR = 3600.0
 
 _A, _P = AllocationState, PilotState
 #: The scheduler may tell of an allocation late, so states may be skipped, but never gone back to.
@@ -80,7 +93,9 @@ def get_allocation(conn: Connection, id: str) -> AllocationRow:
         InvalidInput: the prefix fits several.
     """
     table = schema.allocation
-    row = _one(conn, table, "allocation", id, or_(table.c.id == id, table.c.native_id == id))
+    # "" is the native id of one of which it is not known whether the scheduler has it
+    exact = or_(table.c.id == id, table.c.native_id == id) if id else table.c.id == id
+    row = _one(conn, table, "allocation", id, exact)
     return AllocationRow.of(row)
 
 
@@ -92,6 +107,24 @@ def list_allocations(
     query = select(table).order_by(table.c.created, table.c.id)
     if states is not None:
         query = query.where(table.c.state.in_(list(states)))
+    return [AllocationRow.of(row) for row in conn.execute(query).mappings()]
+
+
+def came_to_nothing(conn: Connection, since: float) -> list[AllocationRow]:
+    """Allocations that FAILED, or ended without a pilot though nobody cancelled them; oldest first.
+
+    ``since``: seconds since the epoch; those that ended before are left out.
+    """
+    table, pilot = schema.allocation, schema.pilot
+    used = select(pilot.c.id).where(pilot.c.allocation == table.c.id).exists()
+    unused = (
+        (table.c.state == AllocationState.ENDED) & table.c.cancel_requested.is_(None) & not_(used)
+    )
+    query = (
+        select(table)
+        .where(table.c.ended >= since, or_(table.c.state == AllocationState.FAILED, unused))
+        .order_by(table.c.created, table.c.id)
+    )
     return [AllocationRow.of(row) for row in conn.execute(query).mappings()]
 
 

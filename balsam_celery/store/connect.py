@@ -27,12 +27,15 @@ def parse_url(url: str) -> URL:
     """
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         # the text is not shown: it may hold a password
         raise SiteError(_MEND.format("the database's address cannot be read")) from None
     if parsed.drivername in ("postgresql", "postgres"):
         parsed = parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername == "postgresql+psycopg":
+        if secret := parsed.query.get("password"):
+            # where it is hidden when the address is shown
+            parsed = parsed.difference_update_query(["password"]).set(password=str(secret))
         return parsed
     if parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:"):
         return parsed

@@ -30,6 +30,9 @@ _SCRIPTS = Path(__file__).parent / "migrations"
 #: Key of PostgreSQL's advisory lock that keeps two upgrades apart: "balsam" in ASCII.
 _LOCK = 0x62616C73616D
 _DUMP_TIMEOUT = 3600
+#: Options of an address by which client and server know each other; the program of the copy has
+#: them in variables of the same name.
+_CHECKS = ("sslmode", "sslrootcert", "sslcert", "sslkey", "sslcrl")
 
 
 def upgrade(url: str, backup_dir: Path | None) -> str | None:
@@ -186,6 +189,7 @@ def _dump_postgres(url: URL, target: Path) -> bool:
         "PGUSER": url.username,
         "PGPASSWORD": url.password,
         "PGDATABASE": url.database,
+        **{f"PG{name.upper()}": url.query.get(name) for name in _CHECKS},
     }
     # in the environment of this one child, for a command line is seen by everyone (R11)
     environment = os.environ | {k: str(v) for k, v in connection.items() if v is not None}

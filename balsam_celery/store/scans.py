@@ -7,10 +7,11 @@ the literal conditions of ``store.schema`` here and no bound states; and even th
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Select, func, select, text
+from sqlalchemy import ColumnElement, Connection, Select, func, select, text
 
 from balsam_celery.store import schema
 from balsam_celery.store.queries import read_tasks
@@ -36,16 +37,43 @@ class BacklogShape:
     oldest: float
 
 
-def placeable(conn: Connection, *, now: float, limit: int) -> list[TaskRow]:
-    """Tasks that wait for slots and may start at ``now``: by priority, then widest, then oldest."""
+class Waiting(NamedTuple):
+    """A task that waits for slots: the columns of it that placement looks at."""
+
+    id: str
+    kind: str
+    attempt: int
+    priority: int
+    created: float
+    num_nodes: int
+    ranks_per_node: int
+    threads_per_rank: int
+    threads_per_core: int
+    gpus_per_rank: float
+    node_packing_count: int | None
+    cpu_affinity: str
+    wall_time: int
+    restartable: bool
+    expected_time: float | None
+
+
+def placeable(
+    conn: Connection, *, now: float, limit: int, but: Collection[ColumnElement[bool]] = ()
+) -> list[Waiting]:
+    """Tasks that wait for slots and may start at ``now``: by priority, then widest, then oldest.
+
+    ``but``: without those for which one of these holds. A pass for each task that ends reads
+    hundreds of these rows, hence no column more than it needs.
+    """
     task = schema.task
     query = (
-        by_index(select(task), "ix_task_placeable")
+        by_index(select(*(task.c[name] for name in Waiting._fields)), "ix_task_placeable")
         .where(text(schema.PLACEABLE_SQL), task.c.not_before <= now)
+        .where(*(~condition for condition in but))
         .order_by(task.c.priority.desc(), task.c.num_nodes.desc(), task.c.created)
         .limit(limit)
     )
-    return read_tasks(conn, query)
+    return [Waiting._make(row) for row in conn.execute(query).all()]
 
 
 def backlog(conn: Connection, *, now: float) -> list[BacklogShape]:

@@ -210,7 +210,7 @@ allocation = Table(
     Column("wall_time", Integer, nullable=False),
     # REQUESTED | QUEUED | RUNNING | ENDED | FAILED; "ended" only on the scheduler's word (R4)
     Column("state", String(16), nullable=False),
-    Column("native_id", String(200)),
+    Column("native_id", String(200)),  # "": submitted, and not known whether it was taken
     Column("cancel_requested", Double),
     Column("created", Double, nullable=False),
     Column("submitted", Double),

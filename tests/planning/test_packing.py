@@ -9,6 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from balsam_celery.errors import InvalidInput
 from balsam_celery.limits import at_once, per_node
 from balsam_celery.packing import (
     Demand,
@@ -229,6 +230,52 @@ def test_fits_some_queue(asked: dict[str, float], wall_time: int, words: str | N
         assert reason is not None
         assert words in reason
         assert "\n" not in reason
+
+
+def machine(**queues: dict[str, object]) -> Settings:
+    """A site of a scheduler whose queues have nodes of their own."""
+    short = {"max_wall_time": "10m"}
+    return parse(
+        {
+            "scheduler": {"kind": "slurm"},
+            "local": {"nodes": 1, "cores_per_node": 1},
+            "queues": {name: {**short, **queue} for name, queue in queues.items()},
+        }
+    )
+
+
+CPU = {"max_nodes": 8, "cores_per_node": 64, "memory_per_node": 1024}
+GPU = {"max_nodes": 2, "cores_per_node": 8, "gpus_per_node": 4}
+
+
+def test_each_queue_has_nodes_of_its_own() -> None:
+    cpu, gpu = queues_of(machine(cpu=CPU, gpu=GPU))
+    assert (cpu.max_nodes, len(cpu.node.cores), cpu.node.gpus, cpu.node.memory) == (8, 64, (), 1024)
+    assert (gpu.max_nodes, len(gpu.node.cores), gpu.node.gpus) == (2, 8, (0, 1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"num_nodes": 8, "ranks_per_node": 64}, None),
+        ({"num_nodes": 2, "ranks_per_node": 4, "gpus_per_rank": 1}, None),
+        ({"num_nodes": 3, "gpus_per_rank": 1}, "1 cores and 1 GPUs gives more than 2; ask for"),
+        ({"num_nodes": 9}, "no queue gives more than 8"),
+        ({"ranks_per_node": 65}, "a node has 64"),
+        ({"ranks_per_node": 9, "gpus_per_rank": 0.1}, "gpus_per_rank is 0.1"),
+    ],
+)
+def test_what_no_single_queue_can_hold_is_refused(
+    asked: dict[str, float], words: str | None
+) -> None:
+    settings = machine(cpu=CPU, gpu=GPU)
+    reason = fits_some_queue(Resources(**asked), 100, settings)  # type: ignore[arg-type]
+    assert (reason is None) if words is None else (words in (reason or ""))
+
+
+def test_a_queue_without_cores_is_named() -> None:
+    with pytest.raises(InvalidInput, match=r"queues\.cpu\.cores_per_node is 0: give the cores"):
+        machine(cpu={"max_nodes": 8})
 
 
 def test_a_site_without_queues_holds_nothing() -> None:

@@ -34,7 +34,14 @@ def test_sqlite_is_opened_as_it_must_be(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["sqlite://", "sqlite:///:memory:", "mysql://u:geheim@h/d", "nonsense:geheim"]
+    "url",
+    [
+        "sqlite://",
+        "sqlite:///:memory:",
+        "mysql://u:geheim@h/d",
+        "nonsense:geheim",
+        "postgresql://u:pass@word:geheim@h/d",
+    ],
 )
 def test_unusable_address_is_refused_without_showing_a_password(url: str) -> None:
     with pytest.raises(SiteError, match="give sqlite:////PATH") as caught:
@@ -54,10 +61,18 @@ def test_database_without_schema_is_refused(empty_url: str, tmp_path: Path) -> N
         Store.open(empty_url)
 
 
-def test_postgres_that_is_not_there() -> None:
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://someone:geheim@127.0.0.1:1/nothing",
+        "postgresql://someone@127.0.0.1:1/nothing?password=geheim&sslmode=prefer",
+    ],
+)
+def test_postgres_that_is_not_there(url: str) -> None:
     with pytest.raises(StoreError, match="did not answer") as caught:
-        Store.open("postgresql+psycopg://someone:geheim@127.0.0.1:1/nothing")
+        Store.open(url)
     assert "geheim" not in str(caught.value)
+    assert "someone" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

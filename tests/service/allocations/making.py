@@ -79,10 +79,11 @@ def dispatched(
     nodes: tuple[str, ...] = ("n0",),
     running: bool = False,
     attempt: int = 1,
+    core: int = 0,
 ) -> None:
     """A task that is DISPATCHED to, or RUNNING on, nodes of a pilot."""
     add(store, program(id, num_nodes=len(nodes)), now=store.clock())
-    shares = [to_plain(NodeShare(node, (0,))) for node in nodes]
+    shares = [to_plain(NodeShare(node, (core,))) for node in nodes]
     values = {"attempt": attempt, "pilot": pilot_id, "shares": shares, "work_dir": "/w"}
     moves = [Move(id, State.PREPROCESSED, State.DISPATCHED, values=values)]
     if running:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import redis
 
@@ -14,17 +12,9 @@ from balsam_celery.store import allocations
 from balsam_celery.store.engine import Store
 from balsam_celery.store.rows import PilotState
 from balsam_celery.wire import Heartbeat, PilotOrder, decode, encode
-from tests.redis_server import RedisServer
 from tests.service.allocations.making import dispatched, pilot, running_pilot
 from tests.store.conftest import Clock
 from tests.store.making import add, program
-
-
-@pytest.fixture
-def client(redis_server: RedisServer) -> Iterator[redis.Redis]:
-    made = redis_server.client()
-    yield made
-    made.close()
 
 
 def test_an_idle_pilot_drains_after_its_time(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+import redis
+
 from balsam_celery.schedulers.base import Scheduler
 from balsam_celery.service.pack import pack
 from balsam_celery.service.poll import Poller
@@ -30,45 +32,51 @@ def rows(store: Store, *states: AllocationState) -> list[AllocationRow]:
         return allocations.list_allocations(conn, states or None)
 
 
-def test_no_backlog_asks_for_nothing(store: Store, site: Site, scheduler: Scheduler) -> None:
-    packed = pack(store, scheduler, site)
+def test_no_backlog_asks_for_nothing(
+    store: Store, site: Site, scheduler: Scheduler, client: redis.Redis
+) -> None:
+    packed = pack(store, scheduler, site, client)
     assert not packed.plan.requests
     assert not packed.submitted
     assert rows(store) == []
 
 
-def test_the_backlog_becomes_a_job_once(store: Store, site: Site, scheduler: Scheduler) -> None:
+def test_the_backlog_becomes_a_job_once(
+    store: Store, site: Site, scheduler: Scheduler, client: redis.Redis
+) -> None:
     add(store, *(program(f"task{n:02}") for n in range(8)))
-    packed = pack(store, scheduler, site)
+    packed = pack(store, scheduler, site, client)
     [row] = rows(store)
     assert packed.submitted == (row.id,)
     assert row.nodes == 4
     assert len(scheduler.jobs()) == 1
-    again = pack(store, scheduler, site)
+    again = pack(store, scheduler, site, client)
     assert not again.plan.requests
     assert not again.plan.cancel
 
 
-def test_run_at_once_it_asks_once(store: Store, site: Site, scheduler: Scheduler) -> None:
+def test_run_at_once_it_asks_once(
+    store: Store, site: Site, scheduler: Scheduler, client: redis.Redis
+) -> None:
     add(store, program("task01"))
-    race(3, lambda _: pack(store, scheduler, site))
+    race(3, lambda _: pack(store, scheduler, site, client))
     assert len(rows(store)) == 1
     assert len(scheduler.jobs()) <= 1
-    pack(store, scheduler, site)
+    pack(store, scheduler, site, client)
     assert len(scheduler.jobs()) == 1
 
 
 def test_queued_ones_that_nothing_needs_are_cancelled(
-    store: Store, site: Site, scheduler: Scheduler, clock: Clock
+    store: Store, site: Site, scheduler: Scheduler, client: redis.Redis, clock: Clock
 ) -> None:
     id = requested(store, site)
-    assert pack(store, scheduler, site).plan.cancel == (id,)
+    assert pack(store, scheduler, site, client).plan.cancel == (id,)
     assert rows(store, AllocationState.ENDED)[0].id == id
     assert scheduler.jobs() == {}
 
 
 def test_a_cancelled_one_takes_room_until_it_is_gone(
-    store: Store, site: Site, scheduler: Scheduler, clock: Clock
+    store: Store, site: Site, scheduler: Scheduler, client: redis.Redis, clock: Clock
 ) -> None:
     site = dataclasses.replace(
         site,
@@ -83,46 +91,46 @@ def test_a_cancelled_one_takes_room_until_it_is_gone(
         )
     )
     add(store, program("task01"))
-    packed = pack(store, scheduler, site)
+    packed = pack(store, scheduler, site, client)
     assert not packed.plan.requests
     assert "max_allocations" in packed.plan.waiting[0][1]
 
 
 def test_a_running_pilot_takes_what_it_can(
-    store: Store, site: Site, scheduler: Scheduler, clock: Clock
+    store: Store, site: Site, scheduler: Scheduler, client: redis.Redis, clock: Clock
 ) -> None:
     running_pilot(store, site)  # two nodes of two cores for 300 s
     dispatched(store, "runs01", "p1", running=True)
     add(store, program("task01"))
-    assert not pack(store, scheduler, site).plan.requests
+    assert not pack(store, scheduler, site, client).plan.requests
     add(store, program("wide01", num_nodes=4))
-    [request] = pack(store, scheduler, site).plan.requests
+    [request] = pack(store, scheduler, site, client).plan.requests
     assert request.nodes == 4
-    assert not pack(store, scheduler, site).plan.cancel
+    assert not pack(store, scheduler, site, client).plan.cancel
 
 
 def test_a_pilot_near_its_end_takes_nothing(
-    store: Store, site: Site, scheduler: Scheduler, clock: Clock
+    store: Store, site: Site, scheduler: Scheduler, client: redis.Redis, clock: Clock
 ) -> None:
     running_pilot(store, site)
     add(store, program("task01"))
     clock.now += 230  # it would take 60 s, and the pilot ends in 70, less the drain margin
-    assert len(pack(store, scheduler, site).plan.requests) == 1
+    assert len(pack(store, scheduler, site, client).plan.requests) == 1
 
 
 def test_a_pilot_that_starts_up_is_counted_on(
-    store: Store, site: Site, scheduler: Scheduler, clock: Clock
+    store: Store, site: Site, scheduler: Scheduler, client: redis.Redis, clock: Clock
 ) -> None:
     id = requested(store, site)
     set_allocation(store, id, AllocationState.RUNNING, native_id="x", started=clock.now)
     add(store, program("task01"))
-    assert not pack(store, scheduler, site).plan.requests
+    assert not pack(store, scheduler, site, client).plan.requests
     clock.now += 290
-    assert pack(store, scheduler, site).plan.requests
+    assert pack(store, scheduler, site, client).plan.requests
 
 
 def test_what_nothing_can_hold_fails_with_the_reason(
-    store: Store, site: Site, scheduler: Scheduler
+    store: Store, site: Site, scheduler: Scheduler, client: redis.Redis
 ) -> None:
     """Submission refuses such a task; a change of ``site.toml`` may still make one."""
     add(
@@ -131,7 +139,7 @@ def test_what_nothing_can_hold_fails_with_the_reason(
         program("child1", parents=("wide01",)),
         program("task01"),
     )
-    packed = pack(store, scheduler, site)
+    packed = pack(store, scheduler, site, client)
     assert {change.row.id for change in packed.changes} == {"wide01", "child1"}
     assert task(store, "wide01").state is State.FAILED
     assert "num_nodes is 9" in task(store, "wide01").reason
@@ -141,7 +149,7 @@ def test_what_nothing_can_hold_fails_with_the_reason(
 
 
 def test_allocations_that_come_to_nothing_slow_down(
-    store: Store, site: Site, scheduler: Scheduler, clock: Clock
+    store: Store, site: Site, scheduler: Scheduler, client: redis.Redis, clock: Clock
 ) -> None:
     add(store, program("task01"))
     times = []
@@ -149,7 +157,7 @@ def test_allocations_that_come_to_nothing_slow_down(
         for row in rows(store, AllocationState.REQUESTED, AllocationState.QUEUED):
             times.append(clock.now)
             set_allocation(store, row.id, AllocationState.FAILED, ended=clock.now, reason="no")
-        pack(store, scheduler, site)
+        pack(store, scheduler, site, client)
         clock.now += 2
     assert 5 <= len(times) <= 8
     # one that had a pilot ends the series
@@ -157,14 +165,14 @@ def test_allocations_that_come_to_nothing_slow_down(
     set_allocation(store, id, AllocationState.RUNNING, native_id="x", started=clock.now)
     pilot_in(store, id)
     set_allocation(store, id, AllocationState.ENDED, ended=clock.now)
-    assert pack(store, scheduler, site).plan.requests
+    assert pack(store, scheduler, site, client).plan.requests
 
 
 def test_a_job_that_ended_unused_is_asked_for_again(
-    store: Store, site: Site, scheduler: Scheduler, clock: Clock
+    store: Store, site: Site, scheduler: Scheduler, client: redis.Redis, clock: Clock
 ) -> None:
     add(store, program("task01"))
-    [first] = pack(store, scheduler, site).submitted
+    [first] = pack(store, scheduler, site, client).submitted
     [native_id] = scheduler.jobs()
     scheduler.cancel(native_id)
     poller = Poller(store, scheduler, site)
@@ -176,8 +184,8 @@ def test_a_job_that_ended_unused_is_asked_for_again(
     wait_until(ended, 30, "the job has ended")
     # the scheduler's times are real ones, the store's are the test's
     clock.now = max(clock.now, rows(store)[0].ended or 0.0)
-    assert not pack(store, scheduler, site).plan.requests
+    assert not pack(store, scheduler, site, client).plan.requests
     clock.now += 3
-    [second] = pack(store, scheduler, site).submitted
+    [second] = pack(store, scheduler, site, client).submitted
     assert second != first
     assert len(scheduler.jobs()) == 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from balsam_celery.store.engine import Store
 from balsam_celery.store.queries import attempts
 from balsam_celery.store.rows import AllocationState, AttemptRow, PilotState
 from balsam_celery.wire import Ended
-from tests.redis_server import RedisServer
 from tests.service.allocations.making import (
     allocation,
     dispatched,
@@ -135,13 +134,6 @@ def test_only_what_has_ended_is_reaped(store: Store, site: Site) -> None:
     with pytest.raises(ValueError, match="not ENDED"):
         reap(store, site, id, record=Recorder(store), client=None)
     assert task(store, "runs01").state is State.RUNNING
-
-
-@pytest.fixture
-def client(redis_server: RedisServer) -> Iterator[redis.Redis]:
-    made = redis_server.client()
-    yield made
-    made.close()
 
 
 def test_the_keys_of_a_dead_pilot_are_deleted(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 import redis
@@ -12,7 +12,6 @@ from balsam_celery.service.reconcile import LEAST_MARGIN, heartbeats, reconcile
 from balsam_celery.site import Site
 from balsam_celery.store.engine import Store
 from balsam_celery.wire import Heartbeat, KillOrder, encode
-from tests.redis_server import RedisServer
 from tests.service.allocations.making import dispatched, running_pilot
 from tests.store.conftest import Clock
 
@@ -25,13 +24,6 @@ class Sent:
 
     def __call__(self, pilot: str, node: str, orders: Sequence[KillOrder]) -> None:
         self.orders += [(pilot, node, order.id, order.attempt) for order in orders]
-
-
-@pytest.fixture
-def client(redis_server: RedisServer) -> Iterator[redis.Redis]:
-    made = redis_server.client()
-    yield made
-    made.close()
 
 
 def beat(client: redis.Redis, site: Site, node: str, time: float, *held: tuple[str, int]) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import shlex
 import stat
 from pathlib import Path
 
 import pytest
+import redis
 
-from balsam_celery.errors import SchedulerError, SchedulerUnavailable
+from balsam_celery.errors import SchedulerError
 from balsam_celery.packing import Request
-from balsam_celery.schedulers.base import Job, JobRequest, JobState, Scheduler
+from balsam_celery.schedulers.base import JobState, Scheduler
 from balsam_celery.service import submit as module
 from balsam_celery.service.alone import alone
 from balsam_celery.service.submit import job_name, submit
@@ -19,73 +21,48 @@ from balsam_celery.site import Site
 from balsam_celery.store import allocations
 from balsam_celery.store.engine import Store
 from balsam_celery.store.rows import AllocationState
+from tests.service.allocations.faulty import Faulty
 from tests.service.allocations.making import allocation, requested
 from tests.store.conftest import Clock
 from tests.store.making import race
 
 
-class Faulty(Scheduler):
-    """The real scheduler behind a line that breaks: before or after it has done what was asked."""
-
-    def __init__(self, real: Scheduler) -> None:
-        self.real = real
-        self.lose_answer = False
-        self.is_away = False
-        self.submissions = 0
-
-    def submit(self, request: JobRequest) -> str:
-        self.submissions += 1
-        native_id = self.real.submit(request)
-        if self.lose_answer:
-            raise SchedulerUnavailable("the answer was lost")
-        return native_id
-
-    def jobs(self) -> dict[str, Job]:
-        if self.is_away:
-            raise SchedulerUnavailable("the controller does not answer")
-        return self.real.jobs()
-
-    def cancel(self, native_id: str) -> None:
-        self.real.cancel(native_id)
-
-    def inside(self, environment: object) -> object:  # type: ignore[override]
-        raise NotImplementedError
-
-
-def test_a_row_becomes_one_job(store: Store, site: Site, scheduler: Scheduler) -> None:
+def test_a_row_becomes_one_job(
+    store: Store, site: Site, scheduler: Scheduler, client: redis.Redis
+) -> None:
     id = requested(store, site)
-    assert submit(store, scheduler, site) == [id]
+    assert submit(store, scheduler, site, client) == [id]
     row = allocation(store, id)
     assert row.state is AllocationState.QUEUED
     [job] = scheduler.jobs().values()
     assert (job.name, job.native_id) == (job_name(site, id), row.native_id)
-    assert submit(store, scheduler, site) == []
+    assert submit(store, scheduler, site, client) == []
     script = Path(row.run_dir) / "job.sh"
     assert stat.S_IMODE(script.stat().st_mode) == 0o700
     lines = script.read_text().splitlines()
     assert lines[0] == "#!/bin/sh"
     assert shlex.split(lines[1]) == [
-        "exec", module.PYTHON, "-m", "balsam_celery.pilot",
-        "--site", str(site.directory), "--allocation", id,
+        "exec", site.settings.pilot.python, "-m", "balsam_celery.pilot",
+        "--site", str(site.directory), "--allocation", id, "--queue", "local",
     ]  # fmt: skip
     assert site.secret("redis") not in script.read_text()
 
 
 def test_a_lost_answer_is_found_again(
-    store: Store, site: Site, scheduler: Scheduler, clock: Clock
+    store: Store, site: Site, scheduler: Scheduler, client: redis.Redis, clock: Clock
 ) -> None:
     faulty = Faulty(scheduler)
     faulty.lose_answer = True
     id = requested(store, site)
-    assert submit(store, faulty, site) == []
+    assert submit(store, faulty, site, client) == []
     row = allocation(store, id)
-    assert (row.state, row.native_id) == (AllocationState.REQUESTED, None)
+    assert (row.state, row.native_id) == (AllocationState.REQUESTED, module.IN_DOUBT)
     assert "the answer was lost" in row.reason
     clock.now += 1
-    assert submit(store, faulty, site) == []  # not yet: it backs off
+    assert submit(store, faulty, site, client) == []  # not yet: it backs off
     assert faulty.submissions == 1
     clock.now += 100
-    assert submit(store, faulty, site) == [id]
+    assert submit(store, faulty, site, client) == [id]
     assert faulty.submissions == 1
     assert len(scheduler.jobs()) == 1
     assert allocation(store, id).native_id in scheduler.jobs()
@@ -93,14 +70,14 @@ def test_a_lost_answer_is_found_again(
 
 
 def test_pauses_grow_while_the_scheduler_is_away(
-    store: Store, site: Site, scheduler: Scheduler, clock: Clock
+    store: Store, site: Site, scheduler: Scheduler, client: redis.Redis, clock: Clock
 ) -> None:
     faulty = Faulty(scheduler)
     faulty.is_away = True
     id = requested(store, site)
     tries = []
     for _ in range(500):
-        submit(store, faulty, site)
+        submit(store, faulty, site, client)
         submitted = allocation(store, id).submitted
         assert submitted is not None
         if not tries or submitted > tries[-1]:
@@ -113,15 +90,15 @@ def test_pauses_grow_while_the_scheduler_is_away(
     assert allocation(store, id).state is AllocationState.REQUESTED
     faulty.is_away = False
     clock.now += 100
-    assert submit(store, faulty, site) == [id]
+    assert submit(store, faulty, site, client) == [id]
 
 
 def test_a_refusal_is_final_and_keeps_its_reason(
-    store: Store, site: Site, scheduler: Scheduler
+    store: Store, site: Site, scheduler: Scheduler, client: redis.Redis
 ) -> None:
     refused = requested(store, site, Request("local", 99, 300, ""))
     good = requested(store, site)
-    assert submit(store, scheduler, site) == [good]
+    assert submit(store, scheduler, site, client) == [good]
     row = allocation(store, refused)
     assert row.state is AllocationState.FAILED
     assert "99 nodes" in row.reason
@@ -129,7 +106,7 @@ def test_a_refusal_is_final_and_keeps_its_reason(
 
 
 def test_what_is_not_needed_any_more_is_never_sent(
-    store: Store, site: Site, scheduler: Scheduler
+    store: Store, site: Site, scheduler: Scheduler, client: redis.Redis
 ) -> None:
     id = requested(store, site)
     store.run(
@@ -137,55 +114,84 @@ def test_what_is_not_needed_any_more_is_never_sent(
             conn, id, (AllocationState.REQUESTED,), cancel_requested=store.clock()
         )
     )
-    assert submit(store, scheduler, site) == []
+    assert submit(store, scheduler, site, client) == []
     assert allocation(store, id).state is AllocationState.ENDED
     assert scheduler.jobs() == {}
 
 
-def test_several_at_once_submit_once(store: Store, site: Site, scheduler: Scheduler) -> None:
+def test_several_at_once_submit_once(
+    store: Store, site: Site, scheduler: Scheduler, client: redis.Redis
+) -> None:
     faulty = Faulty(scheduler)
     ids = {requested(store, site) for _ in range(2)}
-    done = race(4, lambda _: submit(store, faulty, site))
+    done = race(4, lambda _: submit(store, faulty, site, client))
     assert {id for several in done for id in several} == ids
     assert faulty.submissions == 2
 
 
 def test_a_turn_that_somebody_else_has_is_waited_for(
-    store: Store, site: Site, scheduler: Scheduler, clock: Clock
+    store: Store, site: Site, scheduler: Scheduler, client: redis.Redis, clock: Clock
 ) -> None:
     id = requested(store, site)
     with alone(store, "submit", 60) as turn:
         assert turn is not None
-        assert submit(store, scheduler, site) == []
+        assert submit(store, scheduler, site, client) == []
         clock.now += 61  # as if that one had died
-        assert submit(store, scheduler, site) == [id]
+        assert submit(store, scheduler, site, client) == [id]
         assert not turn.keep(60)
 
 
 def test_a_run_directory_that_cannot_be_used_is_named_and_tried_again(
-    store: Store, site: Site, scheduler: Scheduler, clock: Clock
+    store: Store, site: Site, scheduler: Scheduler, client: redis.Redis, clock: Clock
 ) -> None:
     site.run_dir.write_text("a file in the way")
     id = requested(store, site)
-    assert submit(store, scheduler, site) == []
+    assert submit(store, scheduler, site, client) == []
     assert str(site.run_dir) in allocation(store, id).reason
     site.run_dir.unlink()
     clock.now += 100
-    assert submit(store, scheduler, site) == [id]
+    assert submit(store, scheduler, site, client) == [id]
 
 
 def test_a_job_that_ended_before_it_was_found_is_left_to_the_poll(
-    store: Store, site: Site, scheduler: Scheduler, clock: Clock
+    store: Store, site: Site, scheduler: Scheduler, client: redis.Redis, clock: Clock
 ) -> None:
     faulty = Faulty(scheduler)
     faulty.lose_answer = True
     id = requested(store, site)
-    submit(store, faulty, site)
+    submit(store, faulty, site, client)
     [native_id] = scheduler.jobs()
     scheduler.cancel(native_id)
     clock.now += 100
-    submit(store, faulty, site)
+    submit(store, faulty, site, client)
     assert allocation(store, id).native_id == native_id
     assert scheduler.jobs()[native_id].state in JobState
     with pytest.raises(SchedulerError):
         scheduler.cancel("no such job")
+
+
+def test_a_template_that_fails_is_named_and_tried_again(
+    store: Store, site: Site, scheduler: Scheduler, client: redis.Redis, clock: Clock
+) -> None:
+    template = site.directory / "job.sh.j2"
+    template.write_text("#!/bin/sh\n{{ nothing }}\n")
+    settings = dataclasses.replace(site.settings.scheduler, template="job.sh.j2")
+    site = dataclasses.replace(
+        site, settings=dataclasses.replace(site.settings, scheduler=settings)
+    )
+    id = requested(store, site)
+    assert submit(store, scheduler, site, client) == []
+    assert "job.sh.j2:2" in allocation(store, id).reason
+    template.write_text("#!/bin/sh\nexec {{ command }}\n")
+    clock.now += 100
+    assert submit(store, scheduler, site, client) == [id]
+
+
+def test_a_queue_that_left_the_settings_is_refused(
+    store: Store, site: Site, scheduler: Scheduler, client: redis.Redis
+) -> None:
+    id = requested(store, site, Request("gone", 1, 300, ""))
+    assert submit(store, scheduler, site, client) == []
+    row = allocation(store, id)
+    assert (row.state, row.native_id) == (AllocationState.FAILED, None)
+    assert "no queue 'gone'" in row.reason

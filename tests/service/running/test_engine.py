@@ -130,6 +130,8 @@ def test_redis_away(
     player.client.connection_pool.disconnect()
     player.run("p1", "n0", second)
     [fourth] = player.wait_specs(1, "p1")
+    if fourth.id == third.id:  # Redis has forgotten, with its last second, that it was taken
+        [fourth] = player.wait_specs(1, "p1")
     assert fourth.id == "t00004"
     player.run("p1", "n0", fourth)
     player.tell("p1", "n0", Ended(third.id, 1, "killed", "killed", time.time(), time.time()))

@@ -1,0 +1,94 @@
+"""Allocations as packing sees them: what each can still run."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from sqlalchemy import Connection
+
+from balsam_celery.limits import Queue, policy_of, queues_of
+from balsam_celery.packing import Existing, Lane
+from balsam_celery.resources import NodeCapacity
+from balsam_celery.settings import Settings
+from balsam_celery.store import allocations, scans
+from balsam_celery.store.rows import (
+    AllocationRow,
+    AllocationState,
+    PilotRow,
+    PilotState,
+    TaskRow,
+)
+from balsam_celery.wire import from_plain
+
+
+def existing(
+    conn: Connection, settings: Settings, rows: Sequence[AllocationRow], now: float
+) -> list[Existing]:
+    """``rows``, which have not ended, with what runs in them until when."""
+    by_name = {queue.name: queue for queue in queues_of(settings)}
+    pilots: dict[str, list[PilotRow]] = defaultdict(list)
+    for pilot in allocations.list_pilots(conn):
+        pilots[pilot.allocation].append(pilot)
+    tasks: dict[str, list[TaskRow]] = defaultdict(list)
+    for task in scans.on_pilots(conn):
+        tasks[task.pilot or ""].append(task)
+    return [_one(settings, row, by_name.get(row.queue), pilots[row.id], tasks, now) for row in rows]
+
+
+def _one(
+    settings: Settings,
+    row: AllocationRow,
+    queue: Queue | None,
+    pilots: Sequence[PilotRow],
+    tasks: dict[str, list[TaskRow]],
+    now: float,
+) -> Existing:
+    node = queue.node if queue is not None else NodeCapacity("unknown", ())
+    margins = policy_of(settings)
+    live = [pilot for pilot in pilots if pilot.state is PilotState.LIVE]
+    lanes: tuple[Lane, ...] = ()
+    usable = 0.0
+    width = row.nodes
+    if row.cancel_requested is not None:
+        pass  # it only takes up room until it is gone
+    elif live:
+        pilot = live[-1]
+        every = [from_plain(NodeCapacity, plain) for plain in pilot.nodes]
+        nodes = [one for one in every if not one.lost]
+        node = nodes[0] if nodes else node
+        width = len(nodes)
+        usable = pilot.end_time - margins.drain_margin - now
+        lanes = _lanes(nodes, tasks[pilot.id], margins.kill_grace, now)
+    elif not pilots and row.state is AllocationState.RUNNING:
+        # it starts up: what is left once its workers consume
+        age = max(0.0, now - (row.started or now))
+        usable = row.wall_time - max(age, margins.startup_margin) - margins.drain_margin
+    elif not pilots:
+        usable = margins.usable(row.wall_time)
+    runs = row.state is AllocationState.RUNNING or bool(pilots)
+    return Existing(
+        row.id,
+        row.queue,
+        "running" if runs else "queued",
+        width,
+        max(0.0, usable),
+        node,
+        lanes,
+    )
+
+
+def _lanes(
+    nodes: Iterable[NodeCapacity], tasks: Iterable[TaskRow], grace: int, now: float
+) -> tuple[Lane, ...]:
+    taken: dict[str, int] = defaultdict(int)
+    until: dict[str, float] = defaultdict(float)
+    for task in tasks:
+        for share in task.shares or ():
+            taken[share["node"]] += len(share["cores"])
+            until[share["node"]] = max(
+                until[share["node"]], task.changed + task.wall_time + grace - now
+            )
+    return tuple(
+        Lane(len(node.cores) - taken[node.name], max(0.0, until[node.name])) for node in nodes
+    )

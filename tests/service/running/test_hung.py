@@ -1,0 +1,121 @@
+"""A scheduler whose commands hang: tasks are placed and recorded all the same."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from balsam_celery import keys
+from balsam_celery.errors import SchedulerUnavailable
+from balsam_celery.schedulers.base import Job, JobNodes, JobRequest, Scheduler
+from balsam_celery.service.leading import TIME_TO_LIVE
+from balsam_celery.service.runtime import Service
+from balsam_celery.site import Site, connect_store
+from balsam_celery.states import State
+from balsam_celery.store.engine import Store
+from balsam_celery.store.rows import AllocationState
+from balsam_celery.wire import PilotOrder, Registered, decode
+from tests.service.allocations.making import allocation, requested, set_allocation
+from tests.service.running.player import Player
+from tests.store.making import add, program, task
+from tests.waiting import wait_until
+
+
+class Hanging(Scheduler):
+    """Each command hangs until the test lets go, and then has no answer."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.hanging = 0
+
+    def _hang(self) -> SchedulerUnavailable:
+        self.hanging += 1
+        self.go.wait(120)
+        return SchedulerUnavailable("the command did not end in time")
+
+    def submit(self, request: JobRequest) -> str:
+        """Hang."""
+        raise self._hang()
+
+    def jobs(self, ids: Collection[str] = ()) -> dict[str, Job]:
+        """Hang."""
+        raise self._hang()
+
+    def cancel(self, native_id: str) -> None:
+        """Hang."""
+        raise self._hang()
+
+    def inside(self, environment: object) -> JobNodes:
+        """Never called."""
+        raise NotImplementedError
+
+
+@pytest.fixture
+def hanging() -> Hanging:
+    """The site's scheduler."""
+    return Hanging()
+
+
+@pytest.fixture
+def service(site: Site, app: Celery[Any], hanging: Hanging, store: Store) -> Iterator[Service]:
+    """The whole service; the test calls its bodies as beat does, in threads."""
+    backend: Any = app.backend
+    made = Service(site, app, connect_store(site), hanging, backend)
+    made.start()
+    wait_until(lambda: made.engine.leadership.is_leader, 20, "it leads")
+    yield made
+    hanging.go.set()
+    made.stop()
+
+
+def test_a_hung_command_delays_nothing_else(
+    service: Service, hanging: Hanging, site: Site, store: Store, player: Player
+) -> None:
+    waits, runs = requested(store, site), requested(store, site)
+    # one whose submission has not been answered: the scheduler is asked for it by name
+    set_allocation(store, waits, AllocationState.REQUESTED, native_id="", submitted=0.0)
+    set_allocation(store, runs, AllocationState.RUNNING, native_id="x", started=time.time())
+    bodies = [threading.Thread(target=body) for body in (service.pack, service.poll)]
+    for thread in bodies:
+        thread.start()
+    wait_until(lambda: hanging.hanging == 2, 20, "both hang")
+    player.register("p1", (1,))
+    leads_until = time.monotonic() + 1.5 * TIME_TO_LIVE
+    number = 0
+    while time.monotonic() < leads_until:
+        number += 1
+        id = f"t{number:05}"
+        add(store, program(id), now=time.time())
+        [spec] = player.wait_specs(1, "p1")
+        player.run("p1", "n0", spec)
+        wait_until(lambda id=id: task(store, id).state is State.JOB_FINISHED, 20, "recorded")
+        # beat goes on asking: those return at once
+        service.pack()
+        service.poll()
+        service.housekeep()
+        assert service.engine.leadership.is_leader
+    assert hanging.hanging == 2
+    assert all(thread.is_alive() for thread in bodies)
+    hanging.go.set()
+    for thread in bodies:
+        thread.join(20)
+    assert allocation(store, waits).submitted is not None, "it was tried"
+    assert allocation(store, waits).state is AllocationState.REQUESTED
+    assert "did not end in time" in allocation(store, runs).reason
+
+
+def test_a_pilot_that_is_not_wanted_is_told_to_end(
+    service: Service, site: Site, player: Player
+) -> None:
+    now = time.time()
+    player.tell("px", "pilot", Registered("px", "nobody", "h", 1, now + 99, (), now, "j1"))
+    key = keys.control(site.settings.key_prefix, "px")
+    wait_until(lambda: player.client.llen(key) == 1, 20, "an order")
+    [text] = player.client.lrange(key, 0, -1)
+    assert decode(PilotOrder, text).action == "drain"
+    assert player.client.ttl(key) > 0

@@ -1,0 +1,59 @@
+"""The window of a placement pass: what is left out of it could not have started."""
+
+from __future__ import annotations
+
+from hypothesis import given
+
+from balsam_celery.ledger import Ledger
+from balsam_celery.placement import Candidate, place
+from balsam_celery.resources import Resources
+from balsam_celery.service.window import candidates_of, free_cores
+from balsam_celery.store.scans import Waiting
+from tests.planning.values import NOW, candidates, ledgers, node
+
+GRACE = 5
+
+
+def waiting(one: Candidate) -> Waiting:
+    """The row of a candidate."""
+    wanted = one.resources
+    return Waiting(
+        id=one.id,
+        kind="program",
+        attempt=one.attempt - 1,
+        priority=one.priority,
+        created=one.created,
+        num_nodes=wanted.num_nodes,
+        ranks_per_node=wanted.ranks_per_node,
+        threads_per_rank=wanted.threads_per_rank,
+        threads_per_core=wanted.threads_per_core,
+        gpus_per_rank=wanted.gpus_per_rank,
+        node_packing_count=wanted.node_packing_count,
+        cpu_affinity=wanted.cpu_affinity,
+        wall_time=one.wall_time,
+        restartable=one.restartable,
+        expected_time=one.expected_time,
+    )
+
+
+@given(ledgers(), candidates(60))
+def test_equal_ones_beyond_the_free_cores_change_nothing(
+    ledger: Ledger, tasks: list[Candidate]
+) -> None:
+    """As SQL gives them: by priority, then widest, then oldest."""
+    rows = sorted(map(waiting, tasks), key=lambda r: (-r.priority, -r.num_nodes, r.created, r.id))
+    some = candidates_of(rows, GRACE, free_cores(ledger))
+    whole, part = place(ledger, tasks, NOW), place(ledger, some.values(), NOW)
+    assert part.placements == whole.placements
+    assert part.reservations == whole.reservations
+
+
+def test_of_many_equal_ones_few_are_looked_at() -> None:
+    ledger = Ledger.empty().add_pilot("p", [node("n0", 2), node("n1", 4)], NOW + 100)
+    lost = ledger.lose_node("p", "n1")
+    task = Candidate("t", 1, Resources(), 10, GRACE)
+    rows = [waiting(task)._replace(id=f"t{n:03}") for n in range(500)]
+    assert (free_cores(ledger), free_cores(lost), free_cores(ledger.drain("p"))) == (6, 2, 0)
+    assert list(candidates_of(rows, GRACE, free_cores(lost))) == ["t000", "t001", "t002"]
+    steps = [row._replace(kind="celery") for row in rows]
+    assert list(candidates_of([*steps, rows[7]], GRACE, 2)) == ["t007"]
