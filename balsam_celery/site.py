@@ -8,24 +8,25 @@ node that runs the site, whose name the settings keep.
 
 from __future__ import annotations
 
-import dataclasses
-import ipaddress
-import json
 import os
-import re
-import secrets
 import socket
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
-from balsam_celery import schedulers
-from balsam_celery.errors import InvalidInput, SiteError
-from balsam_celery.private import private_dir, read_secret, write_private
-from balsam_celery.settings import LocalSettings, Settings, load
+from balsam_celery.errors import SiteError
+from balsam_celery.private import read_secret
+from balsam_celery.redisaddress import (
+    CA_CERTIFICATE,
+    TLS_DIR,
+    checked_url,
+    is_loopback,
+    own_url,
+)
+from balsam_celery.settings import Settings, load
 
 if TYPE_CHECKING:
     from balsam_celery.store.engine import Store
@@ -33,10 +34,6 @@ if TYPE_CHECKING:
 SITE_FILE = "site.toml"
 #: Environment variable that names the site's directory.
 SITE_VARIABLE = "BALSAM_SITE"
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-_HEADER = re.compile(r"\[([A-Za-z0-9_.-]+)\]")
-_KEY = re.compile(r"([a-z_]+) = (?:\"[^\"]*\"|\[\]|[^#\s]+)\s*(#.*)?$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +44,14 @@ class Site:
         directory: absolute path of the site directory.
         settings: its ``site.toml``.
         local_dir: on the login node's own disk: database, Redis files, pid files.
+        told_redis_url: URL of Redis, with its password, where this process was told it and has no
+            need to look it up (a pilot's nodes); ``""``: it is looked up.
     """
 
     directory: Path
     settings: Settings
     local_dir: Path
+    told_redis_url: str = field(default="", repr=False)
 
     @property
     def run_dir(self) -> Path:
@@ -96,7 +96,7 @@ class Site:
         """
         settings = self.settings.database
         if self.uses_sqlite:
-            return f"sqlite:///{self.database_path}"
+            return f"sqlite:///{quote(str(self.database_path))}"
         url = self._configured_url("database", settings.url_file, settings.url_env)
         scheme, separator, rest = url.partition("://")
         if scheme not in ("postgresql", "postgres", "postgresql+psycopg") or not separator:
@@ -106,33 +106,48 @@ class Site:
             )
         return f"postgresql+psycopg://{rest}"
 
+    @property
+    def ca_certificate(self) -> Path:
+        """What clients check the certificate of the site's own Redis by; no secret."""
+        return self.directory / TLS_DIR / CA_CERTIFICATE
+
+    @property
+    def redis_address_file(self) -> Path:
+        """The address of ``[redis] interface``, which ``up`` writes for those on other hosts."""
+        return self.directory / "redis.address"
+
+    def redis_host(self) -> str:
+        """Address of the site's own Redis, for all its clients.
+
+        Raises:
+            SiteError: it is that of a network interface, and the site has not been up yet.
+        """
+        if not self.settings.redis.interface:
+            return self.settings.redis.host
+        try:
+            return self.redis_address_file.read_text(encoding="ascii").strip()
+        except OSError:
+            raise SiteError(
+                f"the address of [redis] interface {self.settings.redis.interface!r} is not known"
+                " yet: run 'balsam up'"
+            ) from None
+
     def redis_url(self) -> str:
         """URL of Redis with its password: never print it.
 
         Raises:
             SiteError: the secret or the configured file or variable cannot be used.
         """
+        if self.told_redis_url:
+            return self.told_redis_url
         settings = self.settings.redis
         if self.has_own_redis:
-            password = quote(self.secret("redis"), safe="")
-            return f"redis://:{password}@{settings.host}:{settings.port}/0"
+            ca = self.ca_certificate if settings.tls else None
+            if ca is not None and not ca.exists():
+                raise SiteError(f"{ca} is missing: run 'balsam down', then 'balsam up', to make it")
+            return own_url(self.redis_host(), settings.port, self.secret("redis"), ca)
         url = self._configured_url("redis", settings.url_file, settings.url_env)
-        parts = urlsplit(url)
-        if parts.scheme not in ("redis", "rediss") or not parts.hostname:
-            raise SiteError("the URL of [redis] is not 'redis://…' or 'rediss://…'")
-        if not parts.password:
-            raise SiteError(
-                "the URL of [redis] has no password: give redis://:PASSWORD@HOST:PORT/0"
-            )
-        if parts.scheme == "redis" and not is_loopback(parts.hostname):
-            raise SiteError(
-                f"the URL of [redis] leaves this machine ({parts.hostname}) in the clear:"
-                " give a rediss:// URL"
-            )
-        if parts.scheme == "rediss" and "ssl_cert_reqs" not in parts.query:
-            # kombu would not check the server's certificate unless told to
-            url += f"{'&' if parts.query else '?'}ssl_cert_reqs=required"
-        return url
+        return checked_url(url, trusted=settings.trusted_network)
 
     def secret(self, name: str) -> str:
         """The secret of that name.
@@ -151,16 +166,6 @@ class Site:
                 f"[{table}] url_env names {url_env!r}, which is not set: export {url_env}=URL"
             )
         return url
-
-
-def is_loopback(host: str) -> bool:
-    """``host`` is this machine's loopback."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def config_file(name: str) -> Path:
@@ -231,126 +236,31 @@ def default_local_dir(name: str, site_id: str, environ: Mapping[str, str] | None
     return Path("/var/tmp") / f"balsam-{os.geteuid()}" / leaf  # noqa: S108 - checked by private_dir
 
 
-def init(
-    directory: Path,
-    *,
-    name: str | None = None,
-    local: LocalSettings | None = None,
-    scheduler: str = "local",
-) -> Site:
-    """Make a site.
-
-    Args:
-        directory: made (0700) when missing; a non-empty one must be closed to others already.
-        name: for people; ``None``: the directory's name.
-        local: virtual nodes; ``None``: this machine's cores as two nodes.
-        scheduler: kind of scheduler.
-
-    Raises:
-        SiteError: it is a site already, or the directory cannot be used.
-        InvalidInput: a value that cannot be used.
-    """
-    directory = directory.expanduser().absolute()
-    if (directory / SITE_FILE).exists():
-        raise SiteError(f"{directory} is a site already: remove it, or name another directory")
-    name = name if name is not None else (directory.name or "site")
-    if not _NAME.fullmatch(name):
-        raise InvalidInput(
-            f"the site's name is {name!r}: give letters, digits, '-', '_' and '.' (--name NAME)"
-        )
-    if scheduler not in schedulers.kinds():
-        known = ", ".join(schedulers.kinds())
-        raise InvalidInput(f"the scheduler is {scheduler!r}: give one of {known}")
-    local = local or _this_machine()
-    for key, least in (("nodes", 1), ("cores_per_node", 1), ("gpus_per_node", 0)):
-        if getattr(local, key) < least:
-            raise InvalidInput(f"local.{key} is {getattr(local, key)}: give {least} or more")
-    _own_directory(directory)
-    site_id = secrets.token_hex(4)
-    local_dir = default_local_dir(name, site_id)
-    text = _with_values(
-        config_file("site.example.toml").read_text(encoding="utf-8"),
-        {
-            ("site", "name"): name,
-            ("site", "id"): site_id,
-            ("site", "host"): this_host(),
-            ("site", "local_dir"): str(local_dir),
-            ("redis", "port"): free_port(),
-            ("flower", "port"): free_port(),
-            ("scheduler", "kind"): scheduler,
-            ("queues.local", "max_nodes"): local.nodes,
-            **{("local", key): value for key, value in dataclasses.asdict(local).items()},
-        },
-    )
-    for path in (local_dir.parent, local_dir, directory / "secrets", directory / "logs"):
-        private_dir(path)
-    for secret in ("redis", "flower"):
-        write_private(directory / "secrets" / secret, secrets.token_urlsafe(32) + "\n")
-    # last, so that a directory is a site only when all else is there
-    write_private(directory / SITE_FILE, text)
-    return find(directory)
-
-
-def _this_machine() -> LocalSettings:
-    cores = len(os.sched_getaffinity(0))
-    nodes = min(2, cores)
-    return LocalSettings(nodes=nodes, cores_per_node=cores // nodes)
-
-
-def _own_directory(directory: Path) -> None:
-    ours = directory.is_dir() and directory.stat().st_uid == os.geteuid()
-    # never close a directory that others may be using, such as /tmp for root
-    if ours and not any(directory.iterdir()):
-        directory.chmod(0o700)
-    private_dir(directory)
-
-
-def _with_values(text: str, values: Mapping[tuple[str, str], str | int]) -> str:
-    """The TOML ``text`` with the values of some keys replaced; comments stay."""
-    left = dict(values)
-    table, lines = "", []
-    for line in text.splitlines():
-        if header := _HEADER.match(line):
-            table = header.group(1)
-        elif (match := _KEY.match(line)) and (table, match.group(1)) in left:
-            value = left.pop((table, match.group(1)))
-            # a JSON string of this kind is a TOML basic string too
-            line = f"{match.group(1)} = {json.dumps(value, ensure_ascii=False)}"
-            if comment := match.group(2):
-                line = f"{line:<25}  {comment}"
-        lines.append(line)
-    if left:
-        raise SiteError(f"config/site.example.toml has no {min(left)}: install balsam_celery again")
-    return "\n".join(lines) + "\n"
-
-
-def free_port() -> int:
-    """A port that nobody listens on now, outside the range that outgoing connections take."""
-    for _ in range(200):
-        port = 20000 + secrets.randbelow(12000)
-        with socket.socket() as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                sock.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        return port
-    raise SiteError("no free TCP port from 20000 to 32000 on 127.0.0.1")
-
-
 def this_host() -> str:
     """Name of this machine, as the settings keep it."""
     return socket.gethostname()
 
 
 def check_host(site: Site) -> None:
-    """Refuse to act on a site whose processes and files are on another login node.
+    """Refuse to act where the site's database or Redis cannot be reached.
+
+    Raises:
+        SiteError: names the host where the site runs.
+    """
+    redis = site.settings.redis
+    loopback = site.has_own_redis and not redis.interface and is_loopback(redis.host)
+    if site.uses_sqlite or loopback:
+        check_runs_here(site)
+
+
+def check_runs_here(site: Site) -> None:
+    """Refuse to start, stop or look at processes that are another login node's.
 
     Raises:
         SiteError: names the host where the site runs.
     """
     host = site.settings.site.host
-    if host and host != this_host() and (site.uses_sqlite or site.has_own_redis):
+    if host and host != this_host():
         raise SiteError(
             f"the site {site.directory} runs on {host}, and this is {this_host()}: log in there"
             f" (after a move of the machine: set [site] host in {site.directory / SITE_FILE})"

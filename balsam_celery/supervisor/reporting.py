@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from balsam_celery.errors import BalsamError
-from balsam_celery.site import Site, check_host, connect_store
+from balsam_celery.site import Site, check_runs_here, connect_store
 from balsam_celery.states import State
 from balsam_celery.store.allocations import (
     LIVE_ALLOCATIONS,
     LIVE_PILOTS,
+    SHOWN_FOR,
+    came_to_nothing,
     list_allocations,
     list_pilots,
 )
@@ -29,7 +31,7 @@ class ProcessStatus:
 
     Attributes:
         name: ``supervisor``, ``redis``, ``service``, ….
-        up: it runs (of an external Redis: it answers).
+        up: it runs, and Redis answers.
         pid: its number, ``None`` when it does not run or is not ours.
         uptime: seconds since its start, 0 when it does not run.
         restarts: how often the supervisor started it again.
@@ -54,8 +56,9 @@ class SiteStatus:
         processes: all that it needs, the supervisor first.
         tasks: how many, by state; states without any are left out.
         allocations: those that have not ended, oldest first.
+        failed: those that within the last hour failed or ended without a pilot, oldest first.
         pilots: those that have not ended, oldest first.
-        note: why nothing is known of the last three, ``""`` when all is.
+        note: why nothing is known of the last four, ``""`` when all is.
     """
 
     name: str
@@ -65,6 +68,7 @@ class SiteStatus:
     processes: tuple[ProcessStatus, ...]
     tasks: Mapping[State, int]
     allocations: tuple[AllocationRow, ...]
+    failed: tuple[AllocationRow, ...]
     pilots: tuple[PilotRow, ...]
     note: str = ""
 
@@ -75,14 +79,15 @@ def status(site: Site) -> SiteStatus:
     Raises:
         SiteError: it does not run on this host; names the one where it does.
     """
-    check_host(site)
+    check_runs_here(site)
     processes = tuple(_process(site, name) for name in (SUPERVISOR, *names(site)))
     if not site.has_own_redis:
-        trouble = probe_redis(site)
+        trouble = _trouble(site)
         redis = ProcessStatus("redis", not trouble, note=trouble or "not started by this site")
         processes = (processes[0], redis, *processes[1:])
     tasks: dict[State, int] = {}
     allocations: list[AllocationRow] = []
+    failed: list[AllocationRow] = []
     pilots: list[PilotRow] = []
     note = ""
     try:
@@ -91,6 +96,7 @@ def status(site: Site) -> SiteStatus:
             with store.read() as conn:
                 tasks = count_tasks(conn, TaskFilter())
                 allocations = list_allocations(conn, LIVE_ALLOCATIONS)
+                failed = came_to_nothing(conn, store.clock() - SHOWN_FOR)
                 pilots = list_pilots(conn, LIVE_PILOTS)
         finally:
             store.close()
@@ -105,9 +111,18 @@ def status(site: Site) -> SiteStatus:
         processes=processes,
         tasks=tasks,
         allocations=tuple(allocations),
+        failed=tuple(failed),
         pilots=tuple(pilots),
         note=note,
     )
+
+
+def _trouble(site: Site) -> str:
+    """Why Redis does not answer, ``""`` when it does."""
+    try:
+        return probe_redis(site)
+    except BalsamError as error:
+        return str(error)
 
 
 def _process(site: Site, name: str) -> ProcessStatus:
@@ -116,8 +131,11 @@ def _process(site: Site, name: str) -> ProcessStatus:
         return ProcessStatus(name, False)
     if record.process is not None and record.is_alive:
         note = f"started again after {record.last_exit}" if record.last_exit else ""
+        # one that hangs has a pid all the same
+        trouble = _trouble(site) if name == "redis" else ""
         return ProcessStatus(
-            name, True, record.process.pid, time.time() - record.started, record.restarts, note
-        )
+            name, not trouble, record.process.pid, time.time() - record.started, record.restarts,
+            trouble or note,
+        )  # fmt: skip
     note = f"ended: {record.last_exit}" if record.last_exit else "ended without a word"
     return ProcessStatus(name, False, restarts=record.restarts, note=note)

@@ -9,15 +9,17 @@ import time
 from collections.abc import Callable
 
 from balsam_celery.errors import InvalidInput, SchemaError, SiteError
+from balsam_celery.launchers import KINDS
+from balsam_celery.launchers.template import Template
 from balsam_celery.private import private_dir
-from balsam_celery.redisserver import find_server
-from balsam_celery.site import Site, check_host, connect_store, this_host
+from balsam_celery.site import Site, check_runs_here, connect_store, this_host
 from balsam_celery.store import facts, migrate
 from balsam_celery.supervisor import probes, records
 from balsam_celery.supervisor.children import NAMES, SUPERVISOR, environment_for, names
 from balsam_celery.supervisor.ending import end, sweep, wait_for
 from balsam_celery.supervisor.locks import control_lock
 from balsam_celery.supervisor.logs import log_path, open_log, rotate, tail
+from balsam_celery.supervisor.network import prepare_redis
 from balsam_celery.supervisor.stopping import end_daemon
 
 log = logging.getLogger(__name__)
@@ -51,9 +53,15 @@ def up(site: Site, progress: Progress = _silent, *, timeout: float = 120.0) -> N
         StoreError: the database does not answer.
         InvalidInput: a setting that cannot be used.
     """
-    check_host(site)
+    check_runs_here(site)
     if site.settings.logs.level not in _LEVELS:
         raise InvalidInput(f"[logs] level is {site.settings.logs.level!r}: give one of {_LEVELS}")
+    if site.settings.redis.url_env and site.settings.scheduler.kind != "local":
+        raise InvalidInput(
+            f"[redis] url_env is {site.settings.redis.url_env!r}, which no batch job is given:"
+            " write the URL into a file (mode 0600), and name it in url_file"
+        )
+    check_launchers(site)
     for directory in (
         site.local_dir.parent, site.local_dir, site.pid_dir, site.log_dir, site.run_dir,
         site.secrets_dir,
@@ -67,6 +75,8 @@ def up(site: Site, progress: Progress = _silent, *, timeout: float = 120.0) -> N
             return
         clear_earlier_life(site, progress)
         prepare_database(site, progress)
+        if site.has_own_redis:
+            prepare_redis(site, progress)
         check_ports(site)
         if not site.has_own_redis:
             wait_for_external_redis(site, timeout)
@@ -79,6 +89,26 @@ def up(site: Site, progress: Progress = _silent, *, timeout: float = 120.0) -> N
             end_daemon(site)
             clear_earlier_life(site, _silent)
             raise
+
+
+def check_launchers(site: Site) -> None:
+    """Refuse a launcher that no allocation could use; whether its program is there, jobs tell.
+
+    Raises:
+        InvalidInput: a kind that there is none of.
+        SettingsError: a template that cannot be used.
+    """
+    settings = site.settings
+    wanted = {"[launcher] kind": settings.launcher.kind}
+    if settings.pilot.launcher:
+        wanted["[pilot] launcher"] = settings.pilot.launcher
+    known = ("auto", *KINDS)
+    for key, kind in wanted.items():
+        if kind not in known:
+            raise InvalidInput(f"{key} is {kind!r}: give one of {', '.join(known)}")
+    # a template may be what an application asks for
+    if settings.launcher.template or "template" in wanted.values():
+        Template(settings.launcher.template)
 
 
 def clear_earlier_life(site: Site, progress: Progress) -> None:
@@ -103,7 +133,7 @@ def prepare_database(site: Site, progress: Progress) -> None:
     before = migrate.current(url)
     backup = migrate.upgrade(url, site.local_dir / "backups")
     if before is not None and before != migrate.HEAD:
-        place = f"; backup: {backup}" if backup else ""
+        place = f"; backup: {backup}" if backup else " without a backup: no pg_dump here"
         progress(f"database upgraded from {before} to {migrate.HEAD}{place}")
     if site.uses_sqlite:
         site.database_path.chmod(0o600)
@@ -145,8 +175,7 @@ def check_ports(site: Site) -> None:
     """
     wanted = []
     if site.has_own_redis:
-        find_server(site.settings.redis.server)
-        wanted.append(("redis", site.settings.redis.host, site.settings.redis.port))
+        wanted.append(("redis", site.redis_host(), site.settings.redis.port))
     if site.settings.flower.enabled:
         wanted.append(("flower", site.settings.flower.host, site.settings.flower.port))
     for table, host, port in wanted:

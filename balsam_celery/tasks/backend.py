@@ -26,6 +26,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from balsam_celery.errors import StoreError
+from balsam_celery.redisaddress import split_checks
 from balsam_celery.service.outcome import celery_result
 from balsam_celery.states import FINAL, State
 from balsam_celery.store import queries
@@ -54,7 +55,9 @@ class SiteBackend(_Stock):  # type: ignore[misc]
     """Result backend of a site's Celery application."""
 
     def __init__(self, *args: Any, app: Any, url: str | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, app=app, url=site_of(app).redis_url(), **kwargs)
+        # without the checks of TLS, which come from the settings: those of a URL are decoded twice
+        plain, _ = split_checks(site_of(app).redis_url())
+        super().__init__(*args, app=app, url=plain, **kwargs)
 
     def _add_global_keyprefix(self) -> None:
         prefix = site_of(self.app).settings.key_prefix

@@ -17,6 +17,18 @@ from balsam_celery.resources import Resources
 RESOURCES = tuple(f.name for f in dataclasses.fields(Resources))
 HOOKS = ("stage_in", "preprocess", "postprocess", "stage_out", "handler")
 RETRY_ON = ("error", "signal", "timeout", "cannot-start")
+#: ``launchers.KINDS``, which a program that only submits need not load.
+LAUNCHERS = (
+    "none",
+    "mpich",
+    "intelmpi",
+    "openmpi",
+    "srun",
+    "aprun",
+    "jsrun",
+    "flux",
+    "template",
+)
 
 
 class ProgramOptions(TypedDict, total=False):
@@ -36,7 +48,7 @@ class ProgramOptions(TypedDict, total=False):
     gpus_per_rank: float
     node_packing_count: int | None
     cpu_affinity: str
-    launcher: str | None  # none | mpich | openmpi; the site's unless given
+    launcher: str | None  # one of LAUNCHERS; the site's unless given
     environment: Mapping[str, object] | None
     wall_time: int | float | str | None  # the site's default unless given
     expected_time: int | float | str | None
@@ -131,8 +143,8 @@ def _tags(name: str, value: Any) -> tuple[str, ...]:
 
 
 def _launcher(name: str, value: Any) -> str | None:
-    if value not in (None, "none", "mpich", "openmpi"):
-        raise InvalidInput(f"{name} is {value!r}: give 'none', 'mpich' or 'openmpi'")
+    if value is not None and value not in LAUNCHERS:
+        raise InvalidInput(f"{name} is {value!r}: give one of {', '.join(LAUNCHERS)}")
     return None if value is None else str(value)
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from balsam_celery import procs, settings
 from balsam_celery.settings import LocalSettings
-from balsam_celery.site import Site, connect_store, init
+from balsam_celery.site import Site, connect_store
+from balsam_celery.siteinit import init
 from balsam_celery.store import queries
 from balsam_celery.store.engine import Store
 from balsam_celery.store.queries import TaskFilter

@@ -20,6 +20,7 @@ from balsam_celery.service.publish import Publisher
 from balsam_celery.service.record import record
 from balsam_celery.settings import LocalSettings
 from balsam_celery.site import Site
+from balsam_celery.siteinit import init
 from balsam_celery.states import State
 from balsam_celery.store import queries, schema
 from balsam_celery.store.engine import Store
@@ -51,7 +52,7 @@ def use_redis(site: Site, url: str) -> Site:
 @pytest.fixture
 def bare_site(tmp_path: Path) -> Site:
     """A site of 4 virtual nodes with 8 cores, its database made."""
-    made = sites.init(tmp_path / "site", local=LocalSettings(nodes=4, cores_per_node=8))
+    made = init(tmp_path / "site", local=LocalSettings(nodes=4, cores_per_node=8))
     upgrade(made.database_url(), None)
     return made
 

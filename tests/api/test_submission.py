@@ -94,7 +94,7 @@ def test_not_before(play: Played) -> None:
         ({"environment": {"A=B": "1"}}, "without '='"),
         ({"environment": {"A": "x\0"}}, "NUL"),
         ({"on_parent_failure": "panic"}, "give 'fail' or 'ignore'"),
-        ({"launcher": "srun"}, "launcher is 'srun'"),
+        ({"launcher": "lam"}, "launcher is 'lam'"),
         ({"name": "x" * 201}, "201 characters"),
         ({"data": {"a": float("nan")}}, "JSON"),
         ({"preprocess": "ls -l"}, "give a list"),

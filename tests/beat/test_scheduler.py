@@ -15,7 +15,8 @@ from balsam_celery import keys
 from balsam_celery.beat.schedule import HOUSEKEEP_INTERVAL, schedule
 from balsam_celery.beat.scheduler import NAME, LeasedScheduler
 from balsam_celery.settings import PackingSettings, SchedulerSettings, Settings
-from balsam_celery.site import Site, init
+from balsam_celery.site import Site
+from balsam_celery.siteinit import init
 from balsam_celery.store import lease
 from balsam_celery.store.engine import Store
 from balsam_celery.store.migrate import upgrade

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from balsam_celery.celeryapp import make_pilot_app, make_site_app, pilot_settings_for, settings_for
-from balsam_celery.site import Site, init
+from balsam_celery.celeryapp import make_pilot_app, make_site_app, pilot_settings, settings_for
+from balsam_celery.site import Site
+from balsam_celery.siteinit import init
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ print("analysis" in sys.modules)
 
 
 def test_json_only(site: Site) -> None:
-    for settings in (settings_for(site), pilot_settings_for(site)):
+    for settings in (settings_for(site), pilot_settings(site.settings, site.redis_url())):
         assert settings["accept_content"] == ["json"]
         assert settings["result_accept_content"] == ["json"]
         assert "pickle" not in str(settings)
@@ -91,7 +92,7 @@ def test_password_is_hidden_from_inspect_conf(site: Site) -> None:
 
 
 def test_pilots_have_no_backend_and_acknowledge_early(site: Site) -> None:
-    settings = pilot_settings_for(site)
+    settings = pilot_settings(site.settings, site.redis_url())
     assert settings["result_backend"] == "disabled://"
     assert settings["broker_transport_options"]["ack_emulation"] is False
     assert settings["imports"] == ()

@@ -13,7 +13,8 @@ import redis
 from balsam_celery.celeryapp import redis_client
 from balsam_celery.errors import SiteError
 from balsam_celery.redisserver import answers, find_server, server_command, write_config
-from balsam_celery.site import Site, find, init
+from balsam_celery.site import Site, find
+from balsam_celery.siteinit import init
 from tests.waiting import wait_until
 
 

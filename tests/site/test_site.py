@@ -25,8 +25,9 @@ from balsam_celery.site import (
     connect_store,
     default_local_dir,
     find,
-    init,
 )
+from balsam_celery.siteinit import init
+from balsam_celery.store.migrate import upgrade
 
 
 @pytest.fixture
@@ -213,6 +214,14 @@ def test_database_url(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "pw" not in str(raised.value)
 
 
+def test_a_path_with_signs_of_urls_is_kept(tmp_path: Path) -> None:
+    site = init(tmp_path / "site")
+    path = tmp_path / "100 %41?#" / "balsam.db"
+    site = change(site, 'path = ""', f'path = "{path}"')
+    upgrade(site.database_url(), None)
+    assert path.is_file()
+
+
 def test_connect_store_on_another_host_names_it(site: Site) -> None:
     moved = change(site, f'host = "{site.settings.site.host}"', 'host = "login2"')
     with pytest.raises(SiteError, match="runs on login2, and this is"):
@@ -249,6 +258,6 @@ def test_pilots_find_a_site_without_the_store(site: Site) -> None:
 
 
 def test_a_kind_of_scheduler_without_adapter_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="'foo': give one of local"):
+    with pytest.raises(InvalidInput, match="'foo': give one of auto, local, pbs"):
         init(tmp_path / "site", scheduler="foo")
     assert not (tmp_path / "site").exists()

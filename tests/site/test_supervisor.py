@@ -20,7 +20,8 @@ from balsam_celery.celeryapp import make_site_app, redis_client
 from balsam_celery.errors import InvalidInput, SchemaError, SiteError
 from balsam_celery.schedulers import make_scheduler
 from balsam_celery.schedulers.base import JobRequest, JobState
-from balsam_celery.site import Site, find, init
+from balsam_celery.site import Site, find
+from balsam_celery.siteinit import init
 from balsam_celery.supervisor import SiteStatus, children, down, ending, records, status, up
 from balsam_celery.supervisor.probes import WORKERS
 from tests.waiting import wait_until
@@ -180,6 +181,20 @@ def test_kill_9_of_a_process_starts_it_again(running: Site, name: str) -> None:
     # and the others never noticed
     same = {process.name: process.pid for process in before.processes if process.name != name}
     assert {key: after[key].pid for key in same} == same
+
+
+def test_redis_that_hangs_is_not_up(running: Site) -> None:
+    pid = pids(running)["redis"]
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        now = status(running)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    [redis] = [process for process in now.processes if process.name == "redis"]
+    assert (redis.up, redis.pid, now.up) == (False, pid, False)
+    assert "Timeout" in redis.note
+    wait_until(lambda: status(running).up, 20, "Redis answers again")
 
 
 def test_kill_9_of_the_supervisor(running: Site) -> None:

@@ -12,7 +12,8 @@ import pytest
 
 from balsam_celery import procs
 from balsam_celery.errors import SiteError
-from balsam_celery.site import Site, init
+from balsam_celery.site import Site
+from balsam_celery.siteinit import init
 from balsam_celery.supervisor import children, ending, records
 from balsam_celery.supervisor.daemon import LONGEST_PAUSE, pause_before_restart
 from balsam_celery.supervisor.locks import control_lock, try_lock

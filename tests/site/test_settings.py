@@ -1,0 +1,42 @@
+"""Checks of ``site.toml`` beyond the type of each value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from balsam_celery import settings
+from balsam_celery.errors import InvalidInput
+
+QUEUE = {"cores_per_node": 4}
+
+
+def parse(kind: str, queue: dict[str, Any], **scheduler: Any) -> settings.Settings:
+    return settings.parse({"scheduler": {"kind": kind, **scheduler}, "queues": {"q": queue}})
+
+
+@pytest.mark.parametrize(
+    ("kind", "queue", "scheduler", "message"),
+    [
+        ("slurm", {}, {}, r"queues\.q\.cores_per_node is 0: give the cores"),
+        ("slurm", QUEUE | {"min_nodes": 0}, {}, r"queues\.q\.min_nodes is 0: give 1 or more"),
+        ("slurm", QUEUE | {"min_nodes": 2}, {}, r"queues\.q: min_nodes is above max_nodes"),
+        ("pbs", QUEUE | {"directives": "-A x"}, {}, r"queues\.q\.directives .*list of strings"),
+        ("local", {}, {"directives": ["-A x"]}, r"the local scheduler has no directives"),
+        ("local", {"directives": ["-A x"]}, {}, r"queues\.q\.directives has '-A x'"),
+        ("slurm", QUEUE, {"directives": ["#SBATCH -A x"]}, r"has '#SBATCH -A x': give one option"),
+        ("slurm", QUEUE, {"directives": ["-A x\n-C y"]}, r"give one option"),
+        ("slurm", QUEUE | {"directives": [""]}, {}, r"queues\.q\.directives has ''"),
+    ],
+)
+def test_refused(kind: str, queue: dict[str, Any], scheduler: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        parse(kind, queue, **scheduler)
+
+
+def test_accepted() -> None:
+    assert parse("local", {}).queues["q"].cores_per_node == 0
+    read = parse("pbs", QUEUE | {"directives": ["-l filesystems=home"]}, directives=["-A x"])
+    assert read.scheduler.directives == ("-A x",)
+    assert read.queues["q"].directives == ("-l filesystems=home",)
