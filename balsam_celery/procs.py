@@ -281,20 +281,6 @@ def _send_by_number(process: Identity, number: int) -> bool:
     return True
 
 
-def group_lives(group: int) -> bool:
-    """Tell, by one system call, whether the process group ``group`` has any member.
-
-    A zombie is a member: ask after the leader has been reaped.
-    """
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 def end(quarry: Quarry, *, grace: float, timeout: float = 60.0) -> list[Identity]:
     """End every process of ``quarry``: TERM, ``grace`` seconds, then KILL until none lives.
 

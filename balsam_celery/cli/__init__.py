@@ -16,6 +16,7 @@ COMMANDS = {
     "up": ("Site", "site", "Start what the site needs, in the background."),
     "down": ("Site", "site", "Stop all that `up` started."),
     "status": ("Site", "site", "What is up, queued, running and done."),
+    "site": ("Site", "refresh", "Compare site.toml with the scheduler: refresh."),
     "submit": ("Tasks", "submit", "Submit a program, or many."),
     "ls": ("Tasks", "reading", "List tasks."),
     "show": ("Tasks", "reading", "Everything known of a task."),
@@ -25,7 +26,7 @@ COMMANDS = {
     "retry": ("Tasks", "acting", "Run failed or killed tasks again."),
     "rm": ("Tasks", "acting", "Remove ended tasks and their history."),
     "app": ("Tasks", "app", "Programs saved under a name: add, ls, rm."),
-    "allocations": ("Machines", "machines", "List and cancel batch jobs."),
+    "allocations": ("Machines", "machines", "List, preview and cancel batch jobs."),
     "pilot": ("Machines", "machines", "List and drain pilots."),
     "prune": ("Site", "acting", "Remove workflows that ended long ago."),
 }

@@ -137,7 +137,7 @@ def allocation(row: AllocationRow) -> Plain:
         "nodes": row.nodes,
         "wall_time": row.wall_time,
         "state": row.state,
-        "native_id": row.native_id,
+        "native_id": row.native_id or None,  # "": not known whether the job exists
         "cancel_requested": timestamp(row.cancel_requested),
         "created": timestamp(row.created),
         "submitted": timestamp(row.submitted),

@@ -7,6 +7,7 @@ from sqlalchemy import Connection
 
 from balsam_celery.cli import describe
 from balsam_celery.cli.output import echo_json, local_time, plural, say, table
+from balsam_celery.cli.preview import preview
 from balsam_celery.cli.selection import json_option
 from balsam_celery.cli.session import session
 from balsam_celery.cli.waking import wake
@@ -15,6 +16,8 @@ from balsam_celery.errors import InvalidInput
 from balsam_celery.store.allocations import (
     LIVE_ALLOCATIONS,
     LIVE_PILOTS,
+    SHOWN_FOR,
+    came_to_nothing,
     get_allocation,
     get_pilot,
     list_allocations,
@@ -22,7 +25,7 @@ from balsam_celery.store.allocations import (
     update_allocation,
     update_pilot,
 )
-from balsam_celery.store.rows import PilotState
+from balsam_celery.store.rows import AllocationRow, PilotState
 
 _ALL = click.option("--all", "everything", is_flag=True, help="Those that have ended too.")
 
@@ -32,7 +35,7 @@ _ALL = click.option("--all", "everything", is_flag=True, help="Those that have e
 @json_option
 @click.pass_context
 def allocations(ctx: click.Context, everything: bool, as_json: bool) -> None:
-    """List batch jobs: those that are asked for, queued or running.
+    """List batch jobs: those asked for, queued or running, and the last hour's failures.
 
     Without a command, `list`.
     """
@@ -40,6 +43,9 @@ def allocations(ctx: click.Context, everything: bool, as_json: bool) -> None:
         _list_allocations(everything, as_json)
     elif everything or as_json:
         raise click.UsageError(f"put the options after {ctx.invoked_subcommand!r}", ctx)
+
+
+allocations.add_command(preview)
 
 
 @allocations.command("list")
@@ -51,28 +57,39 @@ def allocations_list(everything: bool, as_json: bool) -> None:
 
 
 def _list_allocations(everything: bool, as_json: bool) -> None:
-    with session().store.read() as conn:
-        rows = list_allocations(conn, None if everything else LIVE_ALLOCATIONS)
+    store = session().store
+    with store.read() as conn:
+        if everything:
+            rows = list_allocations(conn)
+        else:
+            failed = came_to_nothing(conn, store.clock() - SHOWN_FOR)
+            rows = [*list_allocations(conn, LIVE_ALLOCATIONS), *failed]
     if as_json:
         echo_json({"allocations": [describe.allocation(row) for row in rows]})
         return
     table(
-        ("ID", "QUEUE", "NODES", "WALL TIME", "STATE", "JOB", "CREATED", "STARTED", "REASON"),
+        ("ID", "JOB", "QUEUE", "NODES", "WALL TIME", "STATE", "CREATED", "STARTED", "ENDED"),
         [
             (
                 row.id,
+                row.native_id or "-",
                 row.queue,
                 str(row.nodes),
                 format_duration(row.wall_time),
-                str(row.state) + (" (cancelling)" if row.cancel_requested else ""),
-                row.native_id or "-",
+                _state(row),
                 local_time(row.created),
                 local_time(row.started),
-                row.reason,
+                local_time(row.ended),
             )
             for row in rows
         ],
+        notes=[row.reason for row in rows],
     )
+
+
+def _state(row: AllocationRow) -> str:
+    ending = row.cancel_requested is not None and row.state in LIVE_ALLOCATIONS
+    return f"{row.state} (cancelling)" if ending else str(row.state)
 
 
 @allocations.command("cancel")
@@ -160,7 +177,7 @@ def _list_pilots(everything: bool, as_json: bool) -> None:
         echo_json({"pilots": [describe.pilot(row) for row in rows]})
         return
     table(
-        ("ID", "ALLOCATION", "STATE", "HOST", "NODES", "CORES", "HEARTBEAT", "UNTIL", "REASON"),
+        ("ID", "ALLOCATION", "STATE", "HOST", "NODES", "CORES", "HEARTBEAT", "UNTIL"),
         [
             (
                 row.id,
@@ -171,11 +188,11 @@ def _list_pilots(everything: bool, as_json: bool) -> None:
                 str(sum(len(node["cores"]) for node in row.nodes)),
                 local_time(row.heartbeat),
                 local_time(row.end_time),
-                row.reason,
             )
             for row in rows
         ],
         state_column=2,
+        notes=[row.reason for row in rows],
     )
 
 

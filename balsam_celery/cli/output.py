@@ -64,19 +64,30 @@ def visible(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], state_column: int = -1) -> None:
-    """Rows under their heads, aligned; the last column is cut to the terminal's width."""
+def table(
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    state_column: int = -1,
+    notes: Sequence[str] = (),
+) -> None:
+    """Rows under their heads, aligned; the last column is cut to the terminal's width.
+
+    Args:
+        notes: one for each row, printed whole below it; ``""``: none.
+    """
     cells = [[visible(cell) for cell in row] for row in rows]
     widths = [max(len(h), *(len(row[i]) for row in cells), 0) for i, h in enumerate(head)]
     room = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     click.secho(_line(head, widths, room), bold=True)
-    for row in cells:
+    for index, row in enumerate(cells):
         line = _line(row, widths, room)
         if state_column >= 0 and (colour := _COLOURS.get(row[state_column])):
             start = sum(widths[:state_column]) + 2 * state_column
             end = start + len(row[state_column])
             line = line[:start] + click.style(line[start:end], fg=colour) + line[end:]
         click.echo(line)
+        if notes and notes[index]:
+            click.echo(f"    {visible(notes[index])}")
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], room: int | None) -> str:

@@ -10,11 +10,13 @@ import click
 
 from balsam_celery import site as sites
 from balsam_celery.cli import describe
-from balsam_celery.cli.output import echo_json, plural, say, table
+from balsam_celery.cli.output import echo_json, local_time, plural, say, table, visible
 from balsam_celery.cli.selection import json_option
 from balsam_celery.cli.session import session
 from balsam_celery.durations import format_duration
+from balsam_celery.errors import InvalidInput
 from balsam_celery.settings import LocalSettings
+from balsam_celery.siteinit import init as make_site
 from balsam_celery.supervisor import SiteStatus
 from balsam_celery.supervisor import down as stop_site
 from balsam_celery.supervisor import status as status_of
@@ -24,7 +26,16 @@ from balsam_celery.supervisor import up as start_site
 @click.command()
 @click.argument("directory", default=".", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--name", help="The site's name.  [default: the directory's]")
-@click.option("--scheduler", default="local", show_default=True, help="Kind of batch scheduler.")
+@click.option(
+    "--scheduler",
+    metavar="KIND",
+    help="auto, slurm, pbs, psij or local.  [default: auto; local with options of its nodes]",
+)
+@click.option(
+    "--tls/--no-tls",
+    default=None,
+    help="Reach Redis by TLS, with certificates made now.  [default: on a cluster]",
+)
 @click.option("--nodes", type=int, metavar="N", help="Local scheduler: number of virtual nodes.")
 @click.option("--cores-per-node", type=int, metavar="N", help="Local scheduler: cores of each.")
 @click.option(
@@ -32,19 +43,34 @@ from balsam_celery.supervisor import up as start_site
 )
 @json_option
 def init(
-    directory: Path, name: str | None, scheduler: str, as_json: bool, **virtual: int | None
+    directory: Path,
+    name: str | None,
+    scheduler: str | None,
+    tls: bool | None,
+    as_json: bool,
+    **virtual: int | None,
 ) -> None:
     """Make a site in DIRECTORY, by default this one: settings, secrets, run directory.
 
-    Without --nodes and --cores-per-node this machine's cores become two virtual nodes.
+    On a cluster DIRECTORY must be on a file system that the compute nodes share. The scheduler is
+    found: Slurm or PBS where one answers, with its queues and limits, else the local one; site.toml
+    has what was found, for you to read and change. Of a local site without --nodes and
+    --cores-per-node this machine's cores become two virtual nodes.
     """
     given = {key: value for key, value in virtual.items() if value is not None}
     local = dataclasses.replace(LocalSettings(), **given) if given else None
-    made = sites.init(directory, name=name, local=local, scheduler=scheduler)
+    kind = scheduler or ("local" if given else "auto")
+    if given and kind != "local":
+        options = ", ".join(f"--{key.replace('_', '-')}" for key in given)
+        raise InvalidInput(f"{options} describe local nodes, and --scheduler is {kind!r}: drop one")
+    made = make_site(directory, name=name, local=local, scheduler=kind, tls=tls, say=say)
     if as_json:
         echo_json({"site": _site_as_json(made)})
         return
     say(f"site {made.settings.site.name!r} made in {made.directory}")
+    if made.settings.scheduler.kind != "local":
+        say("the compute nodes must see this directory under the same name")
+        say("the script of a batch job: balsam allocations preview")
     say(f"settings are in {made.directory / sites.SITE_FILE}; next: balsam up")
 
 
@@ -131,6 +157,11 @@ def _print_status(now: SiteStatus) -> None:
     allocated = f"{plural(len(now.allocations), 'allocation')}, {plural(len(now.pilots), 'pilot')}"
     nodes = sum(len(pilot.nodes) for pilot in now.pilots)
     click.echo(f"{allocated} with {plural(nodes, 'node')}")
+    if now.failed:
+        click.echo()
+        click.echo(f"within the last hour {plural(len(now.failed), 'allocation')} came to nothing:")
+    for row in now.failed:
+        click.echo(visible(f"{row.id} in {row.queue}, {local_time(row.ended)}: {row.reason}"))
 
 
 def _site_as_json(site: sites.Site) -> dict[str, Any]:
@@ -160,6 +191,7 @@ def _status_as_json(site: sites.Site, now: SiteStatus) -> dict[str, Any]:
         ],
         "tasks": {str(state): number for state, number in now.tasks.items()},
         "allocations": [describe.allocation(row) for row in now.allocations],
+        "failed": [describe.allocation(row) for row in now.failed],
         "pilots": [describe.pilot(row) for row in now.pilots],
         "flower": f"http://{flower.host}:{flower.port}" if flower.enabled else None,
         "note": now.note,

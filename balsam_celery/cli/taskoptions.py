@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from balsam_celery.errors import InvalidInput
+from balsam_celery.tasks.options import LAUNCHERS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -61,7 +62,7 @@ _OPTIONS: dict[str, Callable[[Any], Any]] = {
         help="depth: bind to cores; none: do not.  [default: depth]",
     ),
     "launcher": _option(
-        "--launcher", metavar="KIND", help="How ranks start: none, mpich, openmpi."
+        "--launcher", metavar="KIND", help=f"How ranks start: {', '.join(LAUNCHERS)}."
     ),
     "wall_time": _option(
         "-t", "--wall-time", metavar="TIME", help="Limit, such as 90, 10m, 1h30m, 01:30:00."

@@ -27,7 +27,8 @@ from rich.progress import Progress as Bar
 from balsam_celery import program, tasks, wait
 from balsam_celery.errors import BalsamError
 from balsam_celery.settings import LocalSettings
-from balsam_celery.site import Site, init
+from balsam_celery.site import Site
+from balsam_celery.siteinit import init
 from balsam_celery.supervisor import down, up
 
 HERE = Path(__file__).resolve().parent

@@ -15,6 +15,7 @@ from balsam_celery import site as sites
 from balsam_celery.cli import balsam
 from balsam_celery.settings import LocalSettings
 from balsam_celery.site import Site
+from balsam_celery.siteinit import init
 from balsam_celery.states import State
 from balsam_celery.store import schema
 from balsam_celery.store.engine import Store
@@ -101,7 +102,7 @@ class Cli:
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
     """A new site of 4 virtual nodes with a database, and nothing running."""
-    made = sites.init(tmp_path / "site", local=LocalSettings(nodes=4, cores_per_node=8))
+    made = init(tmp_path / "site", local=LocalSettings(nodes=4, cores_per_node=8))
     upgrade(made.database_url(), None)
     return made
 

@@ -17,7 +17,9 @@ from pathlib import Path
 import pytest
 
 from balsam_celery import site as sites
+from balsam_celery.private import write_private
 from balsam_celery.site import Site, config_file
+from balsam_celery.siteinit import init
 from tests.redis_server import RedisServer
 from tests.waiting import wait_until
 
@@ -71,8 +73,8 @@ class Flower:
 def flower(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flower]:
     """A Flower and a worker on the tests' Redis."""
     directory = tmp_path_factory.mktemp("flower") / "site"
-    made = sites.init(directory)
-    sites.write_private(directory / "secrets" / "url", redis_server.url + "\n")
+    made = init(directory)
+    write_private(directory / "secrets" / "url", redis_server.url + "\n")
     file = directory / sites.SITE_FILE
     head, redis_table, rest = file.read_text().partition("[redis]")
     file.write_text(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,17 @@ def test_lists(cli: Cli) -> None:
     assert "alloc-queue" in cli("allocations").stdout
     assert "LIVE" in cli("pilot", "list").stdout
     assert "put the options after" in cli("pilot", "--json", "list", status=2).stderr
+
+
+@pytest.mark.usefixtures("machines")
+def test_a_reason_stands_whole_below_its_allocation(cli: Cli) -> None:
+    reason = "held: " + "it is not known whether the scheduler took the job " * 5 + "\x1b[2J"
+    with cli.store.write() as conn:
+        assert update_allocation(conn, "alloc-queue", [AllocationState.QUEUED], reason=reason)
+    lines = cli("allocations").stdout.splitlines()
+    row = next(n for n, line in enumerate(lines) if line.startswith("alloc-queue"))
+    assert lines[row].split()[:3] == ["alloc-queue", "local-1", "local"]
+    assert lines[row + 1] == "    " + reason.replace("\x1b", "\\x1b")
 
 
 @pytest.mark.usefixtures("machines")
@@ -146,7 +158,41 @@ def test_help_and_version(cli: Cli) -> None:
 
 def test_every_command_has_help(cli: Cli) -> None:
     for command in ("init", "up", "down", "status", "submit", "ls", "show", "log", "wait", "kill",
-                    "retry", "rm", "app", "allocations", "pilot", "prune"):  # fmt: skip
+                    "retry", "rm", "app", "allocations", "pilot", "prune", "site"):  # fmt: skip
         text = cli(command, "--help").stdout
         assert text.startswith(f"Usage: balsam {command}")
         assert len(text.splitlines()) > 5
+
+
+@pytest.mark.usefixtures("machines")
+def test_what_came_to_nothing_is_shown_for_an_hour(cli: Cli) -> None:
+    now = time.time()
+    ends = {
+        "alloc-old": (AllocationState.FAILED, now - 3700, None),
+        "alloc-no": (AllocationState.FAILED, now - 60, None),
+        "alloc-none": (AllocationState.ENDED, now - 30, None),
+        "alloc-user": (AllocationState.ENDED, now - 30, now - 40),
+        "alloc-used": (AllocationState.ENDED, now - 30, None),
+    }
+    with cli.store.write() as conn:
+        for number, (id, (state, ended, cancelled)) in enumerate(ends.items()):
+            insert_allocation(
+                conn, id=id, queue="local", nodes=1, wall_time=60, run_dir="/x", now=now + number
+            )
+            update_allocation(
+                conn, id, [AllocationState.REQUESTED], state=state, ended=ended,
+                cancel_requested=cancelled, reason=f"why {id}",
+            )  # fmt: skip
+        insert_pilot(
+            conn, id="pilot-2", allocation="alloc-used", host="h", pid=8, nodes=[],
+            end_time=600.0, now=5.0,
+        )  # fmt: skip
+    shown = [row["id"] for row in cli.json("allocations")["allocations"]]
+    assert shown == ["alloc-run", "alloc-queue", "alloc-no", "alloc-none"]
+    assert "    why alloc-no\n" in cli("allocations").stdout
+    plain = cli.json("status", status=1)
+    assert [row["id"] for row in plain["allocations"]] == ["alloc-run", "alloc-queue"]
+    assert [row["reason"] for row in plain["failed"]] == ["why alloc-no", "why alloc-none"]
+    text = cli("status", status=1).stdout
+    assert "within the last hour 2 allocations came to nothing:" in text
+    assert text.rstrip().endswith(": why alloc-none")
