@@ -36,6 +36,7 @@ def _marked(value: str) -> dict[int, str]:
 #: Folders whose tests share what is dear to start (or ids of tasks, by which processes are ended),
 #: so that one process runs all of them; elsewhere it is a file.
 TOGETHER = (
+    "tests/acceptance/test_postgres.py",  # has a site of its own
     "tests/acceptance/",
     "tests/pilot/",
     "tests/service/",
@@ -44,7 +45,13 @@ TOGETHER = (
     "tests/store/",
 )
 #: What takes longest begins first.
-FIRST = ("tests/acceptance/", "tests/service/", "tests/pilot/", "tests/site/test_supervisor.py")
+FIRST = (
+    "tests/acceptance/",
+    "tests/slurm/",
+    "tests/service/",
+    "tests/pilot/",
+    "tests/site/test_supervisor.py",
+)
 
 
 class Together(LoadScopeScheduling):  # type: ignore[misc]

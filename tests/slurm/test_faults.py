@@ -1,0 +1,232 @@
+"""Faults of a real Slurm: jobs cancelled, nodes down, time over, no controller, no room."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from balsam_celery import procs
+from balsam_celery.store import queries
+from balsam_celery.store.rows import AllocationState
+from tests.acceptance.live import LiveSite
+from tests.slurm.live import (
+    QUICK,
+    allocation_of,
+    close_slurm_site,
+    current,
+    jobs,
+    open_slurm_site,
+    pilot_of,
+    quiet,
+)
+from tests.slurm_cluster import SlurmCluster
+from tests.waiting import wait_until
+
+MPI_SUM = str(Path(__file__).with_name("mpi_sum.py"))
+#: Lasts in its first attempt; each of its processes carries the task's mark.
+FIRST_LASTS = 'if [ "$BALSAM_ATTEMPT" = 1 ]; then exec sleep 600; fi'
+
+
+def processes_of(*ids: str) -> set[int]:
+    """Living processes of these tasks, on all nodes."""
+    return procs.marked([f"BALSAM_TASK_ID={id}" for id in ids])
+
+
+def one_on_each_node(live: LiveSite, nodes: int) -> dict[str, str]:
+    """Start a task that lasts on each node of one pilot; node → task."""
+    ids = live.submit(
+        "--array", f"1-{nodes}", "--node-packing-count", "1", "--", "/bin/sh", "-c", FIRST_LASTS
+    )
+    for id in ids:
+        live.wait_for(id, "RUNNING", timeout=120)
+    return {live.task(id).shares[0]["node"]: id for id in ids}  # type: ignore[index]
+
+
+def ran_twice(live: LiveSite, id: str) -> None:
+    """The task was cut short, which counts as no failure, and then succeeded."""
+    row = live.wait_for(id, "JOB_FINISHED", timeout=150)
+    assert row.attempt == 2
+    assert row.failures == 0
+
+
+@pytest.mark.timeout(300)
+def test_scancel_of_a_pilot(slurm_site: LiveSite, slurm_cluster: SlurmCluster) -> None:
+    held = one_on_each_node(slurm_site, 3)
+    first = next(iter(held.values()))
+    row = allocation_of(slurm_site, first)
+    assert row.native_id
+    before = processes_of(*held.values())
+    assert before
+    slurm_cluster.run("scancel", row.native_id)
+    for id in held.values():
+        ran_twice(slurm_site, id)
+    assert not {pid for pid in before if procs.identity(pid)}
+    with slurm_site.store.read() as conn:
+        reasons = [queries.attempts(conn, id)[0].reason for id in held.values()]
+    assert all(reasons)
+
+
+@pytest.mark.timeout(300)
+def test_kill_9_of_a_node_worker_harms_its_node_only(slurm_site: LiveSite) -> None:
+    held = one_on_each_node(slurm_site, 2)
+    (victim, id), (_, other) = held.items()
+    pilot = pilot_of(slurm_site, id)
+    directory = slurm_site.site.run_dir / "allocations" / pilot.allocation / pilot.id
+    worker = worker_of(directory, victim)
+    before = processes_of(id)
+    os.kill(worker, signal.SIGKILL)
+    ran_twice(slurm_site, id)
+    assert not {pid for pid in before if procs.identity(pid)}
+    assert slurm_site.task(other).attempt == 1
+    assert slurm_site.task(other).state == "RUNNING"
+    slurm_site.balsam("kill", other)
+    slurm_site.wait_for(other, "USER_KILLED")
+
+
+def worker_of(directory: Path, node: str) -> int:
+    """Process id of a node's worker, by its pid file."""
+    content = json.loads((directory / f"{node}.pid").read_text(encoding="utf-8"))
+    pid: int = content["pid"]
+    assert procs.identity(pid) is not None
+    return pid
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("dies", [True, False], ids=["dead", "set-down"])
+def test_a_node_down_takes_down_that_node_only(
+    own_slurm_site: LiveSite, own_slurm_cluster: SlurmCluster, dies: bool
+) -> None:
+    live = own_slurm_site
+    held = one_on_each_node(live, 4)
+    pilot = pilot_of(live, next(iter(held.values())))
+    head = pilot.nodes[0]["name"]
+    victim = next(node for node in held if node != head)
+    before = processes_of(held[victim])
+    if dies:
+        own_slurm_cluster.down_node(victim)
+    else:
+        own_slurm_cluster.run(
+            "scontrol", "update", f"nodename={victim}", "state=down", "reason=test"
+        )
+    ran_twice(live, held[victim])
+    assert not {pid for pid in before if procs.identity(pid)}
+    others = [id for node, id in held.items() if node != victim]
+    assert {live.task(id).state for id in others} == {"RUNNING"}
+    assert {live.task(id).attempt for id in others} == {1}
+    # the nodes that are left run tasks over several of them
+    live.balsam("kill", *others)
+    for id in others:
+        live.wait_for(id, "USER_KILLED")
+    (wide,) = live.submit("--num-nodes", "3", "--", sys.executable, MPI_SUM)
+    live.wait_for(wide, "JOB_FINISHED", timeout=150)
+
+
+@pytest.mark.timeout(300)
+def test_wall_time_over_with_tasks_running(
+    slurm_site: LiveSite, slurm_cluster: SlurmCluster
+) -> None:
+    """A task whose limit ends just within its allocation's, and one that may be cut short."""
+    quiet(slurm_site, slurm_cluster)
+    script = 'if [ "$BALSAM_ATTEMPT" = 1 ]; then sleep 600 & wait; fi'
+    (id,) = slurm_site.submit(
+        "--num-nodes", "2", "--launcher", "none", "--wall-time", "5m", "--expected-time", "5s",
+        "--restartable", "--", "/bin/sh", "-c", script,
+    )  # fmt: skip
+    slurm_site.wait_for(id, "RUNNING", timeout=120)
+    row = allocation_of(slurm_site, id)
+    before = processes_of(id)
+    # Slurm counts in minutes: the least that it gives from now on
+    slurm_cluster.run("scontrol", "update", f"jobid={row.native_id}", "timelimit=1")
+    ran_twice(slurm_site, id)
+    assert not {pid for pid in before if procs.identity(pid)}
+    with slurm_site.store.read() as conn:
+        first = queries.attempts(conn, id)[0]
+    assert first.outcome == "drained"
+    assert first.allocation == row.id
+
+
+@pytest.mark.timeout(300)
+def test_a_controller_that_is_away_for_longer_than_jobs_may_be_missing(
+    slurm_site: LiveSite, slurm_cluster: SlurmCluster
+) -> None:
+    """ "Not known" is never "ended": what runs goes on, and what is asked for comes later."""
+    log = slurm_site.site.log_dir / "service.log"
+
+    def unknown() -> int:
+        return log.read_text(encoding="utf-8").count("states of allocations are not known")
+
+    gate = slurm_site.site.directory / "gate-controller"
+    script = f'while [ ! -e "{gate}" ]; do sleep 0.1; done'
+    (id,) = slurm_site.submit("--", "/bin/sh", "-c", script)
+    slurm_site.wait_for(id, "RUNNING", timeout=120)
+    row = allocation_of(slurm_site, id)
+    before = unknown()
+    slurm_cluster.stop_controller()
+    try:
+        # each try takes the client's own time-out of some seconds
+        wait_until(lambda: unknown() >= before + 10, 150, "ten polls without an answer")
+        (meanwhile,) = slurm_site.submit("--", "true")
+        slurm_site.wait_for(meanwhile, "JOB_FINISHED")
+    finally:
+        slurm_cluster.start_controller()
+    assert allocation_of(slurm_site, id).state is AllocationState.RUNNING
+    gate.touch()
+    assert slurm_site.wait_for(id, "JOB_FINISHED").attempt == 1
+    assert slurm_site.task(id).reason == ""
+    assert row.native_id in jobs(slurm_cluster) or not current(slurm_site)
+
+
+@pytest.mark.timeout(300)
+def test_a_full_partition(slurm_site: LiveSite, slurm_cluster: SlurmCluster) -> None:
+    quiet(slurm_site, slurm_cluster)
+    argv = ("sbatch", "--parsable", "--exclusive", "-N8", "-o", "/dev/null")
+    other = slurm_cluster.run(*argv, "--wrap", "sleep 600").stdout.strip()
+    try:
+        (id,) = slurm_site.submit("--", "true")
+        wait_until(
+            lambda: [r for r in current(slurm_site) if r.state is AllocationState.QUEUED],
+            60,
+            "an allocation waits",
+        )
+        wait_until(
+            lambda: "Resources" in slurm_site.balsam("allocations"),
+            60,
+            "the user sees why it waits",
+        )
+        assert slurm_site.task(id).state == "PREPROCESSED"
+    finally:
+        slurm_cluster.run("scancel", other)
+    slurm_site.wait_for(id, "JOB_FINISHED", timeout=120)
+
+
+@pytest.mark.timeout(300)
+def test_limits_hit(own_slurm_cluster: SlurmCluster, tmp_path: Path) -> None:
+    """A partition that takes fewer nodes than ``site.toml`` says stops nothing but itself."""
+    changes = {
+        **QUICK,
+        "queues.small": {"max_nodes": 4, "max_wall_time": "10m", "max_queued": 1},
+        "queues.debug": {"max_nodes": 2, "max_wall_time": "30m"},
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in own_slurm_cluster.environment.items():
+            patch.setenv(name, value)
+        live = open_slurm_site(tmp_path / "site", changes)
+        try:
+            (wide,) = live.submit("--num-nodes", "4", "--", sys.executable, MPI_SUM)
+            (narrow,) = live.submit("--num-nodes", "2", "-t", "20m", "--", sys.executable, MPI_SUM)
+            live.wait_for(narrow, "JOB_FINISHED", timeout=120)
+
+            def refused() -> list[str]:
+                rows = live.json("allocations", "--all")["allocations"]
+                return [one["reason"] for one in rows if one["state"] == "FAILED"]
+
+            reasons = wait_until(refused, 90, "the impossible allocation is given up")
+            assert any("PartitionNodeLimit" in reason for reason in reasons)
+            assert live.task(wide).state == "PREPROCESSED"
+        finally:
+            close_slurm_site(live, own_slurm_cluster)
