@@ -6,6 +6,9 @@ host ends on this one. A host can be made unreachable, and what runs "on" it can
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -57,6 +60,16 @@ class Cluster:
         text = text.replace("[pilot]\n", f'[pilot]\nstart_timeout = "{start_timeout}s"\n')
         file.write_text(text)
         self.site: Site = find(site.directory)
+
+    def end_proxies(self) -> None:
+        """End proxies of hydra: they outlive an mpiexec that failed to reach all of its hosts."""
+        ssh = str(self.hosts / "ssh").encode()
+        for place in Path("/proc").iterdir():
+            if place.name.isdigit() and place.name != str(os.getpid()):
+                # those that ended, and those of others
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+                    if ssh in (place / "cmdline").read_bytes():
+                        os.kill(int(place.name), signal.SIGKILL)
 
     def cut(self, host: str) -> None:
         """Nothing can be started on the host any more."""

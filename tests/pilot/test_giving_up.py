@@ -39,10 +39,19 @@ def test_its_outcomes_come_first(service: Service) -> None:
     service.ended("done")
     wait_until(lambda: pilot.inspect("active"), 10, "it runs")
     kill_until_given_up(pilot, "n0")
-    outcomes = {e.id: e.outcome for e in read_outbox(pilot.directory / "n0.outbox")}
-    assert outcomes == {"done": "exit", "runs": "lost"}
-    told = [lost for lost in service.all(WorkerLost) if not lost.restarted]
-    assert [lost.confirmed for lost in told] == [False], "no more before that"
+
+    def outcomes() -> dict[str, str]:
+        return {e.id: e.outcome for e in read_outbox(pilot.directory / "n0.outbox")}
+
+    # the log is ahead of both the outbox and the service
+    wait_until(lambda: len(outcomes()) == 2, 20, "its outbox is complete")
+    assert outcomes() == {"done": "exit", "runs": "lost"}
+
+    def told() -> list[bool]:
+        return [lost.confirmed for lost in service.all(WorkerLost) if not lost.restarted]
+
+    wait_until(told, 20, "the loss is told")
+    assert told() == [False], "no more before that"
     service.acknowledge = True
     wait_until(
         lambda: any(_is_final(lost) for lost in service.all(WorkerLost)), 30, "the loss is told"

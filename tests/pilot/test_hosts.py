@@ -148,6 +148,7 @@ def test_a_node_that_cannot_be_started(tmp_path: Path, redis_server: RedisServer
         assert service.all(PilotEnded)
     finally:
         service.close()
+        cluster.end_proxies()
 
 
 def _can_mount() -> bool:
