@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from balsam_celery.errors import InvalidInput
 
+#: Amounts of countable resources by name, in order of the names: ``(("licence", 2), ("nvme", 1))``.
+Counts = tuple[tuple[str, int], ...]
+
 
 @dataclass(frozen=True, slots=True)
 class Resources:
@@ -21,6 +24,8 @@ class Resources:
         node_packing_count: how many such tasks at most share a node (1: the whole node);
             ``None``: as many as its cores and GPUs allow.
         cpu_affinity: ``"none"`` or ``"depth"`` (pin to the cores given, where they are real).
+        memory_per_node: bytes on each node; 0: not accounted.
+        resources_per_node: how much it takes on each node of what the site counts by itself.
     """
 
     num_nodes: int = 1
@@ -30,6 +35,8 @@ class Resources:
     gpus_per_rank: float = 0.0
     node_packing_count: int | None = None
     cpu_affinity: str = "depth"
+    memory_per_node: int = 0
+    resources_per_node: Counts = ()
 
     def __post_init__(self) -> None:
         for name in ("num_nodes", "ranks_per_node", "threads_per_rank", "threads_per_core"):
@@ -48,6 +55,16 @@ class Resources:
             raise InvalidInput(f"gpus_per_rank is {gpus!r}: give 0 or more, such as 1 or 0.5")
         if self.cpu_affinity not in ("none", "depth"):
             raise InvalidInput(f"cpu_affinity is {self.cpu_affinity!r}: give 'none' or 'depth'")
+        memory = self.memory_per_node
+        if not isinstance(memory, int) or isinstance(memory, bool) or memory < 0:
+            raise InvalidInput(f"memory_per_node is {memory!r}: give bytes, 0 or more")
+        for name, amount in self.resources_per_node:
+            if not isinstance(amount, int) or isinstance(amount, bool) or amount < 1:
+                raise InvalidInput(
+                    f"resources_per_node.{name} is {amount!r}: give a whole number of 1 or more"
+                )
+        if list(self.resources_per_node) != sorted(set(self.resources_per_node)):
+            raise ValueError(f"resources_per_node is not in order: {self.resources_per_node}")
 
     @property
     def is_gang(self) -> bool:
@@ -90,6 +107,7 @@ class NodeCapacity:
         memory: bytes, 0 when not known.
         pinned: the core ids are real and this node's alone, so programs may be bound to them.
         lost: its worker does not stay alive; nothing may start on it any more.
+        resources: what it has of what the site counts by itself (``resources_per_node``).
     """
 
     name: str
@@ -98,6 +116,7 @@ class NodeCapacity:
     memory: int = 0
     pinned: bool = False
     lost: bool = False
+    resources: Counts = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +129,18 @@ class GpuShare:
 
 @dataclass(frozen=True, slots=True)
 class NodeShare:
-    """What a task was given on one node."""
+    """What a task was given on one node.
+
+    Attributes:
+        memory: bytes.
+        resources: of what the site counts by itself.
+        queued: look-ahead: when it was given, another attempt still held exactly this; the worker
+            starts the task once those cores are free.
+    """
 
     node: str
     cores: tuple[int, ...]
     gpus: tuple[GpuShare, ...] = ()
+    memory: int = 0
+    resources: Counts = ()
+    queued: bool = False
