@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from balsam_celery.durations import format_duration
-from balsam_celery.ledger import NodeFree
+from balsam_celery.nodefree import NodeFree
 from balsam_celery.resources import NodeCapacity, Resources
 
 
