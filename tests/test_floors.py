@@ -16,6 +16,8 @@ FLOORS: dict[str, int] = {
     "states": 0,
     "resources": 0,
     "durations": 0,
+    "amounts": 0,
+    "runtimes": 0,
     "commands": 0,
     "placement": 0,
     "packing": 0,
