@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, Connection, and_
 from balsam_celery.ledger import Ledger
 from balsam_celery.placement import Candidate, Pass, place
 from balsam_celery.resources import Resources
+from balsam_celery.service.estimates import Estimates, estimates
 from balsam_celery.store import scans, schema
 from balsam_celery.store.scans import Waiting
 
@@ -47,7 +48,7 @@ def decide(conn: Connection, ledger: Ledger, kill_grace: int, now: float) -> tup
         window = scans.placeable(
             conn, now=now, limit=WINDOW, but=[_is_of(shape) for shape in passed]
         )
-        candidates |= candidates_of(window, kill_grace, most)
+        candidates |= candidates_of(window, kill_grace, most, estimates(conn, now))
         decided = place(ledger, candidates.values(), now)
         if len(window) < WINDOW or not free_cores(decided.ledger):
             return decided, False
@@ -66,7 +67,9 @@ def free_cores(ledger: Ledger) -> int:
     return sum(len(node.cores) for pilot in pilots for node in pilot.nodes if not node.lost)
 
 
-def candidates_of(window: Iterable[Waiting], kill_grace: int, most: int) -> dict[str, Candidate]:
+def candidates_of(
+    window: Iterable[Waiting], kill_grace: int, most: int, known: Estimates
+) -> dict[str, Candidate]:
     """The programs among ``window``, by id: of equal ones no more than could start.
 
     Each takes a core, so that of ``most`` and one more the last is refused, and with it the rest.
@@ -77,7 +80,8 @@ def candidates_of(window: Iterable[Waiting], kill_grace: int, most: int) -> dict
     for row in window:
         if row.kind != "program":
             continue
-        kind = (*shape_of(row), row.cpu_affinity, row.restartable, row.expected_time)
+        expected = known.fits(row)
+        kind = (*shape_of(row), row.cpu_affinity, row.restartable, expected)
         seen[kind] += 1
         if seen[kind] > most + 1:
             continue
@@ -92,7 +96,7 @@ def candidates_of(window: Iterable[Waiting], kill_grace: int, most: int) -> dict
             priority=row.priority,
             created=row.created,
             restartable=row.restartable,
-            expected_time=row.expected_time,
+            expected_time=expected,
         )
     return found
 
