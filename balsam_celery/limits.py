@@ -8,7 +8,7 @@ from typing import Protocol
 
 from balsam_celery.amounts import format_bytes
 from balsam_celery.durations import format_duration
-from balsam_celery.ledger import NodeFree
+from balsam_celery.nodefree import NodeFree
 from balsam_celery.resources import NodeCapacity, Resources
 
 

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, select
 
 from balsam_celery import keys
 from balsam_celery.durations import format_duration
-from balsam_celery.ledger import PilotFree
+from balsam_celery.pilotfree import PilotFree
 from balsam_celery.placement import Candidate, fits_ever
 from balsam_celery.resources import NodeCapacity
 from balsam_celery.service.reap import delete_keys
