@@ -8,8 +8,9 @@ run is known without reading any other.
 from __future__ import annotations
 
 import bisect
+import functools
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -50,6 +51,16 @@ def end_of(bucket: int) -> float:
     return LEAST * GROWTH**bucket
 
 
+class _Steps(NamedTuple):
+    """Steps in which runs ended, in order; ``later_…``: the sums from each step on, and a 0."""
+
+    begins: list[float]
+    ends: list[float]
+    runs: list[int]
+    later_runs: list[int]
+    later_seconds: list[float]
+
+
 class Histogram:
     """Runs by the step in which they ended.
 
@@ -60,28 +71,29 @@ class Histogram:
         count: of all runs.
     """
 
-    __slots__ = ("_begins", "_counts", "_ends", "_later_runs", "_later_seconds", "count")
-
     def __init__(self, counts: Mapping[int, int]) -> None:
-        steps = sorted(counts)
-        self._counts = [counts[step] for step in steps]
-        self._ends = [end_of(step) for step in steps]
-        self._begins = [end_of(step - 1) if step else 0.0 for step in steps]
-        #: of the steps from each one on: runs, and the sum of what they took
-        self._later_runs, self._later_seconds = [0], [0.0]
-        for at in reversed(range(len(steps))):
-            seconds = self._counts[at] * (self._begins[at] + self._ends[at]) / 2
-            self._later_runs.append(self._later_runs[-1] + self._counts[at])
-            self._later_seconds.append(self._later_seconds[-1] + seconds)
-        self._later_runs.reverse()
-        self._later_seconds.reverse()
-        self.count = self._later_runs[0]
+        self._counts = counts
+        self.count = sum(counts.values())
+
+    @functools.cached_property
+    def _steps(self) -> _Steps:
+        # made when it is asked for: of what is learned few are, in one pass
+        steps = sorted(self._counts)
+        begins = [end_of(step - 1) if step else 0.0 for step in steps]
+        ends = [end_of(step) for step in steps]
+        runs = [self._counts[step] for step in steps]
+        later_runs, later_seconds = [0], [0.0]
+        for begin, end, count in zip(reversed(begins), reversed(ends), reversed(runs), strict=True):
+            later_runs.append(later_runs[-1] + count)
+            later_seconds.append(later_seconds[-1] + count * (begin + end) / 2)
+        return _Steps(begins, ends, runs, later_runs[::-1], later_seconds[::-1])
 
     def quantile(self, q: float) -> float:
         """Seconds in which at least the fraction ``q`` (0 to 1) ended: the end of that step."""
         left = max(1, math.ceil(q * self.count - 1e-9))
-        for at, end in enumerate(self._ends):
-            if self.count - self._later_runs[at + 1] >= left:
+        steps = self._steps
+        for end, later in zip(steps.ends, steps.later_runs[1:], strict=True):
+            if self.count - later >= left:
                 return end
         raise ValueError(f"no quantile {q} of {self.count} runs")
 
@@ -95,11 +107,12 @@ class Histogram:
 
         Of one that has outlived them all, see :func:`outlived`.
         """
-        at = bisect.bisect_right(self._ends, elapsed)
-        if at == len(self._ends):
+        steps = self._steps
+        at = bisect.bisect_right(steps.ends, elapsed)
+        if at == len(steps.ends):
             return outlived(elapsed)
-        within = self._counts[at] * (max(self._begins[at], elapsed) + self._ends[at]) / 2
-        whole = (within + self._later_seconds[at + 1]) / self._later_runs[at]
+        within = steps.runs[at] * (max(steps.begins[at], elapsed) + steps.ends[at]) / 2
+        whole = (within + steps.later_seconds[at + 1]) / steps.later_runs[at]
         return max(0.0, whole - elapsed)  # rounding aside, never below
 
 
@@ -134,11 +147,12 @@ class Learned:
     @classmethod
     def of(cls, counts: Mapping[tuple[str, str, int], int]) -> Learned:
         """From what :func:`counted` gives."""
-        shapes: dict[tuple[str, str], Counter[int]] = {}
-        applications: dict[str, Counter[int]] = {}
+        shapes: dict[tuple[str, str], dict[int, int]] = defaultdict(dict)
+        applications: dict[str, dict[int, int]] = defaultdict(dict)
         for (application, shape, bucket), count in counts.items():
-            shapes.setdefault((application, shape), Counter())[bucket] += count
-            applications.setdefault(application, Counter())[bucket] += count
+            shapes[application, shape][bucket] = count
+            whole = applications[application]
+            whole[bucket] = whole.get(bucket, 0) + count
         return cls(
             {key: Histogram(found) for key, found in shapes.items()},
             {key: Histogram(found) for key, found in applications.items()},
