@@ -16,7 +16,7 @@ from balsam_celery.store.rows import TaskRow
 #: The tenth is cut short and runs again, which costs less than nodes that idle for the longest.
 FITS = 0.9
 #: Seconds for which a connection keeps what it has read.
-KEEP = 30.0
+KEEP = 10.0
 _KEY = "balsam.estimates"
 
 
