@@ -15,6 +15,7 @@ from balsam_celery.schedulers.base import Scheduler
 from balsam_celery.service.alone import alone
 from balsam_celery.service.backoff import Pause, pauses
 from balsam_celery.service.cases import Batch, Change
+from balsam_celery.service.estimates import estimates
 from balsam_celery.service.existing import existing
 from balsam_celery.service.release import fail, settle
 from balsam_celery.service.submit import insert_requests, submit
@@ -67,7 +68,8 @@ def pack(store: Store, scheduler: Scheduler, site: Site, client: redis.Redis) ->
 
 def _write_plan(conn: Connection, site: Site, now: float) -> Packed:
     settings = site.settings
-    shapes = scans.backlog(conn, now=now)
+    known = estimates(conn, now)
+    shapes = scans.backlog(conn, now=now, applications=known.learned.applications)
     hopeless = {
         shape: reason
         for shape in shapes
@@ -75,7 +77,7 @@ def _write_plan(conn: Connection, site: Site, now: float) -> Packed:
     }
     changes = _fail_hopeless(conn, hopeless, now) if hopeless else ()
     backlog = [
-        Demand(shape.resources, shape.wall_time, shape.count)
+        Demand(shape.resources, shape.wall_time, shape.count, expected_time=known.mean(shape))
         for shape in shapes
         if shape not in hopeless
     ]
@@ -83,7 +85,7 @@ def _write_plan(conn: Connection, site: Site, now: float) -> Packed:
     if not backlog and not live:
         return Packed(changes=changes)
     queues, policy = queues_of(settings), policy_of(settings)
-    there = existing(conn, settings, live, now)
+    there = existing(conn, settings, live, known, now)
     paused: dict[str, Pause] = {}
     while True:
         plan = plan_allocations(backlog, queues, there, policy)

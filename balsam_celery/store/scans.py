@@ -11,12 +11,13 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Select, func, select, text
+from sqlalchemy import ColumnElement, Connection, Select, case, func, literal, select, text
 
 from balsam_celery.resources import Resources
 from balsam_celery.store import schema
 from balsam_celery.store.queries import read_tasks
 from balsam_celery.store.rows import TaskRow, resources_of
+from balsam_celery.store.sql import any_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,8 @@ class BacklogShape:
 
     Attributes:
         count: how many; ``oldest`` is when the first of them was created.
+        application: one that was asked for by name; ``""``: any other.
+        expected_time: mean of what their users expect, seconds; ``None``: they say nothing.
     """
 
     num_nodes: int
@@ -38,6 +41,8 @@ class BacklogShape:
     wall_time: int
     count: int
     oldest: float
+    application: str
+    expected_time: float | None
 
     @property
     def resources(self) -> Resources:
@@ -65,6 +70,7 @@ class Waiting(NamedTuple):
     wall_time: int
     restartable: bool
     expected_time: float | None
+    application: str
 
     @property
     def resources(self) -> Resources:
@@ -111,8 +117,15 @@ def _waiting(
     return [Waiting._make(row) for row in conn.execute(query).all()]
 
 
-def backlog(conn: Connection, *, now: float) -> list[BacklogShape]:
-    """All tasks that wait for slots and may start at ``now``, counted by shape."""
+def backlog(
+    conn: Connection, *, now: float, applications: Collection[str] = ()
+) -> list[BacklogShape]:
+    """All tasks that wait for slots and may start at ``now``, counted by shape.
+
+    Apart are those of each of ``applications``, all others having ``""``, and those whose users
+    expect a time. Names and times of which each task has its own must not make a row for each, so
+    names are given, and the mean of the times stands for all.
+    """
     task = schema.task
     shape = (
         task.c.num_nodes,
@@ -125,13 +138,22 @@ def backlog(conn: Connection, *, now: float) -> list[BacklogShape]:
         task.c.resources_per_node,
         task.c.wall_time,
     )
+    known: ColumnElement[str] = literal("")
+    if applications:
+        known = case((any_of(conn, task.c.application, applications), task.c.application), else_="")
+    # a name of its own: PostgreSQL would take "application" for the column
+    known_as = known.label("known_as")
     count, oldest = func.count().label("count"), func.min(task.c.created).label("oldest")
+    expected = func.avg(task.c.expected_time).label("expected_time")
     query = (
-        by_index(select(*shape, count, oldest), "ix_task_placeable")
+        by_index(select(*shape, known_as, count, oldest, expected), "ix_task_placeable")
         .where(text(schema.PLACEABLE_SQL), task.c.not_before <= now)
-        .group_by(*shape)
+        .group_by(*shape, "known_as", task.c.expected_time.is_(None))
     )
-    return [BacklogShape(**row) for row in conn.execute(query).mappings()]
+    return [
+        BacklogShape(application=row.pop("known_as"), **row)
+        for row in map(dict, conn.execute(query).mappings())
+    ]
 
 
 def on_pilots(conn: Connection, pilot: str | None = None) -> list[TaskRow]:
