@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Select, func, select, text
+from sqlalchemy import ColumnElement, Connection, Select, case, func, select, text
 
 from balsam_celery.store import schema
 from balsam_celery.store.queries import read_tasks
@@ -23,6 +23,7 @@ class BacklogShape:
     """Waiting tasks of one shape: what packing needs to know of them.
 
     Attributes:
+        expected_time: the mean of what was given, of tasks for which about the same was given.
         count: how many; ``oldest`` is when the first of them was created.
     """
 
@@ -33,6 +34,10 @@ class BacklogShape:
     gpus_per_rank: float
     node_packing_count: int | None
     wall_time: int
+    priority: int
+    application: str
+    restartable: bool
+    expected_time: float | None
     count: int
     oldest: float
 
@@ -87,12 +92,24 @@ def backlog(conn: Connection, *, now: float) -> list[BacklogShape]:
         task.c.gpus_per_rank,
         task.c.node_packing_count,
         task.c.wall_time,
+        task.c.priority,
+        task.c.application,
+        task.c.restartable,
     )
+    expected = task.c.expected_time
+    # users may give each task a time of its own: they are counted together in steps
+    step = case(
+        (expected < 60, 10.0), (expected < 600, 60.0), (expected < 3600, 600.0), else_=3600.0
+    )
+    about = func.round(expected / step)
     count, oldest = func.count().label("count"), func.min(task.c.created).label("oldest")
     query = (
-        by_index(select(*shape, count, oldest), "ix_task_placeable")
+        by_index(
+            select(*shape, func.avg(expected).label("expected_time"), count, oldest),
+            "ix_task_placeable",
+        )
         .where(text(schema.PLACEABLE_SQL), task.c.not_before <= now)
-        .group_by(*shape)
+        .group_by(*shape, about)
     )
     return [BacklogShape(**row) for row in conn.execute(query).mappings()]
 
