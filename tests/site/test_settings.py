@@ -27,6 +27,9 @@ def parse(kind: str, queue: dict[str, Any], **scheduler: Any) -> settings.Settin
         ("local", {"directives": ["-A x"]}, {}, r"queues\.q\.directives has '-A x'"),
         ("slurm", QUEUE, {"directives": ["#SBATCH -A x"]}, r"has '#SBATCH -A x': give one option"),
         ("slurm", QUEUE, {"directives": ["-A x\n-C y"]}, r"give one option"),
+        ("local", {"account": "abc"}, {}, r"queues\.q\.account is 'abc': the local scheduler has"),
+        ("pbs", QUEUE | {"account": "-A x"}, {}, r"queues\.q\.account is '-A x': give its name"),
+        ("slurm", QUEUE | {"account": "a\n#"}, {}, r"queues\.q\.account .*give its name alone"),
         ("slurm", QUEUE | {"directives": [""]}, {}, r"queues\.q\.directives has ''"),
     ],
 )
