@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from balsam_celery.amounts import counts_from
+from balsam_celery.resources import Resources
 from balsam_celery.runtimes import Histogram
 from balsam_celery.store.rows import AllocationRow, AttemptRow, EventRow, PilotRow, TaskRow
 
@@ -36,6 +37,11 @@ def timestamp(seconds: float | None) -> str | None:
         return None
     moment = datetime.fromtimestamp(seconds, UTC)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def resources(wanted: Resources) -> Plain:
+    """What a task asks of nodes."""
+    return {name: getattr(wanted, name) for name in _RESOURCES}
 
 
 def task(row: TaskRow) -> Plain:

@@ -30,7 +30,7 @@ def existing(
     known: Estimates,
     now: float,
 ) -> list[Existing]:
-    """``rows``, which have not ended, with what runs in them until when."""
+    """``rows``, which have not ended, with what runs in them until when, and what idles."""
     by_name = {queue.name: queue for queue in queues_of(settings)}
     pilots: dict[str, list[PilotRow]] = defaultdict(list)
     for pilot in allocations.list_pilots(conn):
@@ -59,6 +59,7 @@ def _one(
     lanes: tuple[Lane, ...] = ()
     usable = 0.0
     width = row.nodes
+    idle_for = None
     if row.cancel_requested is not None:
         pass  # it only takes up room until it is gone
     elif live:
@@ -69,6 +70,8 @@ def _one(
         width = len(nodes)
         usable = pilot.end_time - margins.drain_margin - now
         lanes = _lanes(nodes, tasks[pilot.id], known, margins.kill_grace, now)
+        if not tasks[pilot.id]:
+            idle_for = now - (now if pilot.idle_since is None else pilot.idle_since)
     elif not pilots and row.state is AllocationState.RUNNING:
         # it starts up: what is left once its workers consume
         age = max(0.0, now - (row.started or now))
@@ -84,6 +87,8 @@ def _one(
         max(0.0, usable),
         node,
         lanes,
+        0.0 if runs else now - row.created,
+        idle_for,
     )
 
 
@@ -96,9 +101,17 @@ def _lanes(
 ) -> tuple[Lane, ...]:
     taken: dict[str, int] = defaultdict(int)
     until: dict[str, float] = defaultdict(float)
+    likely: dict[str, float] = defaultdict(float)
     for task in tasks:
-        rest = known.remaining(task, grace, now)
+        latest = max(0.0, task.changed + task.wall_time + grace - now)
+        expected = known.remaining(task, grace, now)
         for share in task.shares or ():
-            taken[share["node"]] += len(share["cores"])
-            until[share["node"]] = max(until[share["node"]], rest)
-    return tuple(Lane(len(node.cores) - taken[node.name], until[node.name]) for node in nodes)
+            node = share["node"]
+            if not share.get("queued"):
+                taken[node] += len(share["cores"])
+            until[node] = max(until[node], latest)
+            likely[node] = max(likely[node], expected)
+    return tuple(
+        Lane(len(node.cores) - taken[node.name], until[node.name], likely[node.name])
+        for node in nodes
+    )

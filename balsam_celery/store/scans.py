@@ -25,9 +25,10 @@ class BacklogShape:
     """Waiting tasks of one shape: what packing needs to know of them.
 
     Attributes:
-        count: how many; ``oldest`` is when the first of them was created.
         application: one that was asked for by name; ``""``: any other.
-        expected_time: mean of what their users expect, seconds; ``None``: they say nothing.
+        expected_time: mean of what their users expect, seconds, of those that expect about the
+            same; ``None``: they say nothing.
+        count: how many; ``oldest`` is when the first of them was created.
     """
 
     num_nodes: int
@@ -39,10 +40,12 @@ class BacklogShape:
     memory_per_node: int
     resources_per_node: str
     wall_time: int
+    priority: int
+    application: str
+    restartable: bool
+    expected_time: float | None
     count: int
     oldest: float
-    application: str
-    expected_time: float | None
 
     @property
     def resources(self) -> Resources:
@@ -137,18 +140,28 @@ def backlog(
         task.c.memory_per_node,
         task.c.resources_per_node,
         task.c.wall_time,
+        task.c.priority,
+        task.c.restartable,
     )
     known: ColumnElement[str] = literal("")
     if applications:
         known = case((any_of(conn, task.c.application, applications), task.c.application), else_="")
     # a name of its own: PostgreSQL would take "application" for the column
     known_as = known.label("known_as")
+    expected = task.c.expected_time
+    # users may give each task a time of its own: they are counted together in steps
+    step = case(
+        (expected < 60, 10.0), (expected < 600, 60.0), (expected < 3600, 600.0), else_=3600.0
+    )
+    about = func.round(expected / step)
     count, oldest = func.count().label("count"), func.min(task.c.created).label("oldest")
-    expected = func.avg(task.c.expected_time).label("expected_time")
     query = (
-        by_index(select(*shape, known_as, count, oldest, expected), "ix_task_placeable")
+        by_index(
+            select(*shape, known_as, func.avg(expected).label("expected_time"), count, oldest),
+            "ix_task_placeable",
+        )
         .where(text(schema.PLACEABLE_SQL), task.c.not_before <= now)
-        .group_by(*shape, "known_as", task.c.expected_time.is_(None))
+        .group_by(*shape, "known_as", about)
     )
     return [
         BacklogShape(application=row.pop("known_as"), **row)
