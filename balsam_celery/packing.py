@@ -31,6 +31,7 @@ from balsam_celery.resources import NodeCapacity, Resources
 __all__ = [
     "Demand",
     "Existing",
+    "Flow",
     "Lane",
     "Plan",
     "Policy",
@@ -114,16 +115,33 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class Flow:
+    """``count`` tasks of ``demand`` are planned for one allocation.
+
+    Attributes:
+        allocation: its id, ``None`` when it is yet to be asked for.
+        request: else its place among the plan's requests.
+    """
+
+    demand: Demand
+    count: int
+    allocation: str | None = None
+    request: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What to ask for, which queued allocations (ids) to give up, and what waits for lack of room.
 
     Attributes:
         waiting: (demand, reason) of what neither exists nor may be asked for now.
+        flows: which tasks are planned for which allocation, in the order of filling.
     """
 
     requests: tuple[Request, ...] = ()
     cancel: tuple[str, ...] = ()
     waiting: tuple[tuple[Demand, str], ...] = ()
+    flows: tuple[Flow, ...] = field(default=(), compare=False)
 
 
 @dataclass(slots=True)
@@ -182,6 +200,7 @@ def pack(
     rest = _by_shape(backlog)
     existing = list(allocations)
     cancel = []
+    flows: list[Flow] = []
     # sorted() keeps the order of the queued ones, in which their shares were planned
     for allocation in sorted(existing, key=_filling_order):
         block = _Block(
@@ -192,7 +211,8 @@ def pack(
             allocation.lanes,
             _free_fraction(allocation),
         )
-        rest = _fill(block, rest)
+        before, rest = rest, _fill(block, rest)
+        flows += (Flow(d, n, allocation=allocation.id) for d, n in _taken(before, rest))
         if allocation.state == "queued" and not block.served:
             cancel.append(allocation.id)
     room = _Room(queues, [a for a in existing if a.id not in cancel], policy)
@@ -212,6 +232,7 @@ def pack(
             waiting.append((demand, reason))
             rest = rest[1:]
             continue
+        before = rest
         request, rest = max(
             (_ask(queue, rest, policy) for queue in open_queues),
             key=lambda asked: (
@@ -220,8 +241,17 @@ def pack(
             ),
         )
         room.take(request.queue)
+        flows += (Flow(d, n, request=len(requests)) for d, n in _taken(before, rest))
         requests.append(request)
-    return Plan(tuple(requests), tuple(cancel), tuple(waiting))
+    return Plan(tuple(requests), tuple(cancel), tuple(waiting), tuple(flows))
+
+
+def _taken(
+    before: Sequence[tuple[Demand, int]], after: Sequence[tuple[Demand, int]]
+) -> list[tuple[Demand, int]]:
+    """How many of each demand are in ``before`` and not in ``after``."""
+    left = dict(after)
+    return [(d, count - left.get(d, 0)) for d, count in before if count > left.get(d, 0)]
 
 
 def _by_shape(backlog: Iterable[Demand]) -> list[tuple[Demand, int]]:

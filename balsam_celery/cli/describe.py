@@ -6,9 +6,9 @@ Times become ISO 8601 in UTC; durations stay seconds, memory bytes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
+from balsam_celery.durations import timestamp
 from balsam_celery.store.rows import AllocationRow, AttemptRow, EventRow, PilotRow, TaskRow
 
 Plain = dict[str, Any]
@@ -22,14 +22,6 @@ _RESOURCES = (
     "node_packing_count",
     "cpu_affinity",
 )
-
-
-def timestamp(seconds: float | None) -> str | None:
-    """``seconds`` since the epoch as ``2026-11-22T17:54:27.120Z``."""
-    if seconds is None:
-        return None
-    moment = datetime.fromtimestamp(seconds, UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def task(row: TaskRow) -> Plain:

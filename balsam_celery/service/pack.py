@@ -20,12 +20,13 @@ from balsam_celery.service.existing import existing
 from balsam_celery.service.release import fail, settle
 from balsam_celery.service.submit import insert_requests, submit
 from balsam_celery.service.window import SHAPE
+from balsam_celery.settings import Settings
 from balsam_celery.site import Site
 from balsam_celery.states import PLACEABLE
 from balsam_celery.store import allocations, scans, schema
 from balsam_celery.store.allocations import LIVE_ALLOCATIONS
 from balsam_celery.store.engine import Store
-from balsam_celery.store.rows import AllocationState
+from balsam_celery.store.rows import AllocationRow, AllocationState
 from balsam_celery.store.scans import BacklogShape
 
 log = logging.getLogger(__name__)
@@ -66,23 +67,39 @@ def pack(store: Store, scheduler: Scheduler, site: Site, client: redis.Redis) ->
     return replace(packed, submitted=tuple(submit(store, scheduler, site, client)))
 
 
-def _write_plan(conn: Connection, site: Site, now: float) -> Packed:
-    settings = site.settings
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What packing makes of what is in SQL; nothing is written.
+
+    Attributes:
+        plan: what to ask for and give up.
+        paused: queues that are wanted and asked for nothing now, by name.
+        hopeless: why no allocation could ever hold it, by shape.
+        live: allocations that have not ended.
+    """
+
+    plan: Plan = field(default_factory=Plan)
+    paused: dict[str, Pause] = field(default_factory=dict)
+    hopeless: dict[BacklogShape, str] = field(default_factory=dict)
+    live: tuple[AllocationRow, ...] = ()
+
+
+def look(conn: Connection, settings: Settings, now: float) -> Outlook:
+    """The plan that the service would make now."""
     shapes = scans.backlog(conn, now=now)
     hopeless = {
         shape: reason
         for shape in shapes
-        if (reason := fits_some_queue(_resources(shape), shape.wall_time, settings)) is not None
+        if (reason := fits_some_queue(resources_of(shape), shape.wall_time, settings)) is not None
     }
-    changes = _fail_hopeless(conn, hopeless, now) if hopeless else ()
     backlog = [
-        Demand(_resources(shape), shape.wall_time, shape.count)
+        Demand(resources_of(shape), shape.wall_time, shape.count)
         for shape in shapes
         if shape not in hopeless
     ]
-    live = allocations.list_allocations(conn, LIVE_ALLOCATIONS)
+    live = tuple(allocations.list_allocations(conn, LIVE_ALLOCATIONS))
     if not backlog and not live:
-        return Packed(changes=changes)
+        return Outlook(hopeless=hopeless)
     queues, policy = queues_of(settings), policy_of(settings)
     there = existing(conn, settings, live, now)
     paused: dict[str, Pause] = {}
@@ -95,7 +112,14 @@ def _write_plan(conn: Connection, site: Site, now: float) -> Packed:
         paused |= later
         # what a queue that pauses was to serve, another one may
         queues = tuple(queue for queue in queues if queue.name not in later)
-    wanted = {row.id: row for row in live if row.cancel_requested is None}
+    return Outlook(plan, paused, hopeless, live)
+
+
+def _write_plan(conn: Connection, site: Site, now: float) -> Packed:
+    made = look(conn, site.settings, now)
+    plan = made.plan
+    changes = _fail_hopeless(conn, made.hopeless, now) if made.hopeless else ()
+    wanted = {row.id: row for row in made.live if row.cancel_requested is None}
     cancel = tuple(id for id in plan.cancel if id in wanted)
     for id in cancel:
         log.info("allocation %s is not needed any more", id)
@@ -108,10 +132,11 @@ def _write_plan(conn: Connection, site: Site, now: float) -> Packed:
             request.nodes, request.wall_time, request.queue, request.reason,
         )  # fmt: skip
     insert_requests(conn, site, plan.requests, now=now)
-    return Packed(replace(plan, cancel=cancel), changes=changes, paused=paused)
+    return Packed(replace(plan, cancel=cancel), changes=changes, paused=made.paused)
 
 
-def _resources(shape: BacklogShape) -> Resources:
+def resources_of(shape: BacklogShape) -> Resources:
+    """What each task of the shape asks for."""
     return Resources(
         num_nodes=shape.num_nodes,
         ranks_per_node=shape.ranks_per_node,
