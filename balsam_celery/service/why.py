@@ -128,7 +128,7 @@ def _dispatched(facts: TaskFacts) -> Why:
     if row.kind == "celery":
         text = f"Its message was sent at {since}: it waits for the tasks worker."
         return Why("sent", text)
-    where = f"{nodes(_names(row))} of pilot {row.pilot}"
+    where = _where(row)
     if any(share.get("queued") for share in row.shares or ()):
         text = f"It was sent to {where} ahead of time, at {since}: it starts once its cores"
         return _on_pilot(facts, "sent-ahead", f"{text} are free.")
@@ -143,9 +143,9 @@ def _running(facts: TaskFacts) -> Why:
     latest = row.changed + row.wall_time + facts.kill_grace
     if facts.pilot is not None:
         latest = min(latest, facts.pilot.end_time)
-    inside = f", allocation {facts.allocation.id}" if facts.allocation is not None else ""
+    inside = f" (allocation {facts.allocation.id})" if facts.allocation is not None else ""
     text = (
-        f"It runs on {nodes(_names(row))} (pilot {row.pilot}{inside}) since {since},"
+        f"It runs on {_where(row)}{inside} since {since},"
         f" until {moment(latest, now)} at the latest."
     )
     return replace(_on_pilot(facts, "running", text), latest_end=latest)
@@ -291,6 +291,11 @@ def _seconds(last: AttemptRow | None) -> float | None:
     if last is None or last.started is None or last.ended is None:
         return None
     return max(0.0, last.ended - last.started)
+
+
+def _where(row: TaskRow) -> str:
+    pilot = f"pilot {row.pilot}" if row.pilot else "a pilot"
+    return f"{nodes(_names(row))} of {pilot}" if row.shares else pilot
 
 
 def _names(row: TaskRow) -> tuple[str, ...]:

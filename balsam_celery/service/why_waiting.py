@@ -38,10 +38,10 @@ def _placed(facts: TaskFacts) -> Why | None:
     if kept is None:
         return None
     [*pilots] = (pilot for pilot in standing.fits if pilot.id == kept.pilot)
-    when = moment(kept.start, facts.now) if kept.start > facts.now else "any moment"
+    when = f"by {moment(kept.start, facts.now)}" if kept.start > facts.now else "any moment now"
     return Why(
         "reserved",
-        f"{nodes(kept.nodes).capitalize()} of pilot {kept.pilot} are kept for it: it starts by"
+        f"It is to run on {nodes(kept.nodes)} of pilot {kept.pilot}, kept for it: it starts"
         f" {when}.",
         pilot=kept.pilot,
         allocation=pilots[0].allocation if pilots else None,
