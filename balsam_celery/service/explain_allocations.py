@@ -119,7 +119,7 @@ def needs_of(look: Outlook) -> list[Need]:
         for demand in dict.fromkeys((*counts, *held))
     ]
     needs += [
-        Need(pack.resources_of(shape), shape.wall_time, 0, shape.count, held=("impossible", reason))
+        Need(shape.resources, shape.wall_time, 0, shape.count, held=("impossible", reason))
         for shape, reason in look.hopeless.items()
     ]
     return needs
