@@ -32,7 +32,7 @@ class Explained:
         now: seconds since the epoch.
     """
 
-    allocations: tuple[tuple[AllocationRow, Why], ...]
+    allocations: tuple[tuple[AllocationFacts, Why], ...]
     backlog: tuple[tuple[Need, Why], ...]
     site: SiteFacts
     now: float
@@ -75,7 +75,7 @@ def explain_allocations(store: Store, site: Site) -> Explained:
             planned=planned[row.id],
             unneeded=row.id in read.look.plan.cancel,
         )
-        told.append((row, why_allocation(facts)))
+        told.append((facts, why_allocation(facts)))
     needs = tuple((need, why_need(need, read.look.paused, now)) for need in needs_of(read.look))
     return Explained(tuple(told), needs, look_at_site(store, site), now)
 

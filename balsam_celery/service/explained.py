@@ -7,9 +7,10 @@ from typing import Any
 from balsam_celery.durations import timestamp
 from balsam_celery.service.explain_allocations import Explained
 from balsam_celery.service.why import site_trouble
+from balsam_celery.service.why_allocations import AllocationFacts
 from balsam_celery.service.why_backlog import Need
 from balsam_celery.service.why_facts import Why
-from balsam_celery.store.rows import AllocationRow, TaskRow
+from balsam_celery.store.rows import TaskRow
 
 Plain = dict[str, Any]
 
@@ -42,13 +43,14 @@ def plain_allocations(found: Explained) -> Plain:
     """The explanation of packing."""
     trouble = site_trouble(found.site)
     return {
-        "allocations": [_allocation(row, why) for row, why in found.allocations],
+        "allocations": [_allocation(facts, why) for facts, why in found.allocations],
         "backlog": [_need(need, why) for need, why in found.backlog],
         "note": trouble[1] if trouble else "",
     }
 
 
-def _allocation(row: AllocationRow, why: Why) -> Plain:
+def _allocation(facts: AllocationFacts, why: Why) -> Plain:
+    row = facts.row
     return {
         "id": row.id,
         "native_id": row.native_id or None,
@@ -58,6 +60,7 @@ def _allocation(row: AllocationRow, why: Why) -> Plain:
         "state": str(row.state),
         "code": why.code,
         "text": why.text,
+        "planned": facts.planned,
         "pilot": why.pilot,
         "expected_start": timestamp(why.expected_start),
         "latest_end": timestamp(why.latest_end),

@@ -221,7 +221,9 @@ def _failed(facts: TaskFacts) -> Why:
             code = "impossible"
         text = ended(f"It failed and never ran: {row.reason or 'no reason is known'}")
         return Why(code, f"{text} {_retry_hint(row, facts.parents)}", parents=facts.parents)
-    outcome = (last.outcome if last is not None else None) or "exit"
+    outcome = (last.outcome if last is not None else None) or "not known"
+    if last is not None and last.exit_code == 0:
+        outcome = "its end"  # of staging out, or by its hook's word
     parts = [ended(f"It failed: {row.reason or _how(last) or 'no reason is known'}")]
     if printed := _printed(last):
         parts.append(printed)

@@ -13,6 +13,7 @@ from balsam_celery.placement import Reservation
 from balsam_celery.service.backoff import Pause
 from balsam_celery.service.explained import plain_task
 from balsam_celery.service.phrases import last_line, listed, moment
+from balsam_celery.service.poll import NOT_KNOWN
 from balsam_celery.service.why import BY_STATE, why
 from balsam_celery.service.why_facts import Job, SiteFacts, Standing, TaskFacts
 from balsam_celery.states import State
@@ -66,6 +67,22 @@ TABLE: dict[str, tuple[TaskFacts, str, list[str]]] = {
         facts(S.READY, row={"hooks": {"stage_in": ["a"]}}),
         "hook-stage-in", ["transitions worker", "staged in"],
     ),
+    "preprocess": (
+        facts(S.STAGED_IN, row={"hooks": {"preprocess": ["a"]}}),
+        "hook-preprocess", ["its preprocess hook"],
+    ),
+    "postprocess": (
+        facts(S.RUN_DONE, row={"hooks": {"postprocess": ["a"], "stage_out": ["b"]}}),
+        "hook-postprocess", ["has ended well", "its postprocess hook"],
+    ),
+    "stage-out": (
+        facts(S.POSTPROCESSED, row={"hooks": {"postprocess": ["a"], "stage_out": ["b"]}}),
+        "hook-stage-out", ["staged out"],
+    ),
+    "the service's turn": (facts(S.RUN_TIMEOUT), "service", ["next look"]),
+    "a step's turn": (facts(S.RESTART_READY, row={"kind": "celery"}), "service", ["Celery task"]),
+    "new": (facts(S.CREATED), "new", ["looks at it next"]),
+    "parents done": (facts(S.AWAITING_PARENTS), "parents-done", ["All its parents"]),
     "handler": (
         facts(S.RUN_ERROR, row={"hooks": {"handler": ["a"]}}), "hook-handler", ["its handler"],
     ),
@@ -125,6 +142,14 @@ TABLE: dict[str, tuple[TaskFacts, str, list[str]]] = {
         waits(planned=allocation_row(A.QUEUED, reason="can never start: PartitionNodeLimit")),
         "never-starts", ["which can never start: PartitionNodeLimit"],
     ),
+    "not told": (
+        waits(planned=allocation_row(A.QUEUED, reason=f"{NOT_KNOWN}noon: squeue: down")),
+        "not-known", ["its state is not known since noon"],
+    ),
+    "given up": (
+        waits(planned=allocation_row(A.QUEUED, cancel_requested=NOW, reason="by the user")),
+        "cancelling", ["which is to end (by the user)"],
+    ),
     "asked for next": (
         waits(request=Request("debug", 2, 600, "because"), ahead=AHEAD),
         "to-request", ["2 nodes for 10m in queue debug is asked for", "It stands behind 12"],
@@ -134,8 +159,8 @@ TABLE: dict[str, tuple[TaskFacts, str, list[str]]] = {
         "paused", ["Queue debug is asked for nothing until", "3 allocations in a row", "account"],
     ),
     "held": (
-        waits(held=("max-allocations", "packing.max_allocations (10) are queued or running")),
-        "max-allocations", ["none may be asked for now", "max_allocations (10)"],
+        waits(held=("held", "packing.max_allocations (10) are queued or running")),
+        "held", ["none may be asked for now", "max_allocations (10)"],
     ),
     "new to the service": (waits(), "slots", ["plans for it next"]),
     "to be tried again": (
@@ -206,6 +231,17 @@ TABLE: dict[str, tuple[TaskFacts, str, list[str]]] = {
     "over its limit": (
         facts(S.FAILED, row=FAILED, attempt=attempt_row(outcome="timeout", exit_code=None)),
         "wall-time", [],
+    ),
+    "not started": (
+        facts(S.FAILED, row=FAILED, attempt=attempt_row(outcome="cannot-start")),
+        "cannot-start", [],
+    ),
+    "failed at its end": (
+        facts(S.FAILED, row=FAILED | {"reason": "stage_out: no space"}, attempt=attempt_row()),
+        "failed", ["stage_out: no space"],
+    ),
+    "never ran": (
+        facts(S.FAILED, row={"reason": "no value for {grid}"}), "never-ran", ["{grid}"],
     ),
     "not retried": (
         facts(S.FAILED, row=FAILED | {"failures": 1, "attempt": 1, "retry_on": ["signal"]},
