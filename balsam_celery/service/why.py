@@ -1,30 +1,28 @@
 """Why a task is where it is: facts → a code and one or two sentences.  Pure: a function per state.
 
 :mod:`~balsam_celery.service.explain` gathers the facts; :mod:`~balsam_celery.service.why_waiting`
-tells of tasks that wait for slots.
+tells of tasks that wait for slots, :mod:`~balsam_celery.service.why_ended` of ended ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from balsam_celery.durations import format_duration
 from balsam_celery.service.phrases import (
     counted,
     ended,
-    last_line,
     listed,
     moment,
     nodes,
-    times,
 )
 from balsam_celery.service.transitions import awaited
+from balsam_celery.service.why_ended import failed, finished, history, killed
 from balsam_celery.service.why_facts import SiteFacts, TaskFacts, Why
 from balsam_celery.service.why_waiting import waiting
 from balsam_celery.states import FINAL, ON_PILOT, PLACEABLE, State
-from balsam_celery.store.rows import AttemptRow, PilotState, TaskRow
+from balsam_celery.store.rows import PilotState, TaskRow
 
 #: Seconds of silence after which a pilot's last heartbeat is told.
 SILENT_AFTER = 30.0
@@ -46,7 +44,7 @@ def why(facts: TaskFacts) -> Why:
         found = _kill_asked(facts)
     else:
         found = BY_STATE[row.state](facts)
-    if row.attempt and row.state in (*PLACEABLE, *ON_PILOT) and (told := _history(facts)):
+    if row.attempt and row.state in (*PLACEABLE, *ON_PILOT) and (told := history(facts)):
         found = replace(found, text=f"{found.text} {told}")
     return _with_site(found, row, facts.site)
 
@@ -56,6 +54,8 @@ def _with_site(found: Why, row: TaskRow, site: SiteFacts) -> Why:
     if row.state in FINAL or not (trouble := site_trouble(site)):
         return found
     code, text = trouble
+    if code == "beat-down" and (row.state not in PLACEABLE or row.kind == "celery"):
+        return found  # beat asks for allocations, and the service does the rest
     if row.state in _NEEDS_NOBODY and row.kill_requested is None:
         return replace(found, text=f"{found.text} {text}")
     return replace(found, code=code, text=f"{text} {found.text}")
@@ -197,104 +197,6 @@ def _kill_asked(facts: TaskFacts) -> Why:
     return _on_pilot(facts, "kill-asked", text)
 
 
-def _finished(facts: TaskFacts) -> Why:
-    row, last = facts.row, facts.attempt
-    took = _seconds(last)
-    ran = f" after {format_duration(round(took, 1))}" if took is not None else ""
-    again = f", at attempt {row.attempt}" if row.attempt > 1 else ""
-    when = moment(row.finished if row.finished is not None else row.changed, facts.now)
-    return Why("finished", f"It finished at {when}{ran}{again}.")
-
-
-def _killed(facts: TaskFacts) -> Why:
-    row = facts.row
-    when = moment(row.finished if row.finished is not None else row.changed, facts.now)
-    reason = row.reason or row.kill_reason or "no reason was given"
-    return Why("killed", ended(f"It was killed at {when}: {reason}"), parents=facts.parents)
-
-
-def _failed(facts: TaskFacts) -> Why:
-    row, last = facts.row, facts.attempt
-    if not row.attempt:
-        code = "parent-failed" if facts.parents else "never-ran"
-        if row.reason.startswith("no allocation can hold it"):
-            code = "impossible"
-        text = ended(f"It failed and never ran: {row.reason or 'no reason is known'}")
-        return Why(code, f"{text} {_retry_hint(row, facts.parents)}", parents=facts.parents)
-    outcome = (last.outcome if last is not None else None) or "not known"
-    if last is not None and last.exit_code == 0:
-        outcome = "its end"  # of staging out, or by its hook's word
-    parts = [ended(f"It failed: {row.reason or _how(last) or 'no reason is known'}")]
-    if printed := _printed(last):
-        parts.append(printed)
-    parts.append(f"{_tried(row, outcome)} {_retry_hint(row, ())}")
-    return Why(_FAILURES.get(outcome, "failed"), " ".join(parts))
-
-
-_FAILURES = {
-    "exit": "exit-code", "error": "exit-code", "FAILURE": "exit-code", "signal": "signal",
-    "timeout": "wall-time", "cannot-start": "cannot-start",
-}  # fmt: skip
-
-
-def _retry_hint(row: TaskRow, parents: Sequence[TaskRow]) -> str:
-    if parents:
-        return f"'balsam retry {parents[0].id}' runs the parent again, and this one after it."
-    return f"'balsam retry {row.id}' runs it again."
-
-
-def _tried(row: TaskRow, outcome: str) -> str:
-    """How often it was tried, and why not once more."""
-    tried = f"It was tried {times(row.attempt)}"
-    kind = "error" if outcome in ("exit", "FAILURE") else outcome
-    if row.failures > row.max_retries:
-        used = f"its {_retries(row.max_retries)} used up" if row.max_retries else "without retries"
-        return f"{tried}, {used}."
-    if row.retry_on is not None and kind not in row.retry_on:
-        named = ", ".join(str(one) for one in row.retry_on) or "nothing"
-        return f"{tried}; its retry_on ({named}) does not name {kind!r}."
-    return f"{tried}."
-
-
-def _history(facts: TaskFacts) -> str:
-    """What came before, of a task that is to run again or does."""
-    row, last = facts.row, facts.attempt
-    left = f"{_retries(max(0, row.max_retries - row.failures))} left"
-    if row.state in ON_PILOT:
-        return f"This is attempt {row.attempt}, {left}." if row.attempt > 1 else ""
-    how = f" ({_how(last)})" if _how(last) else ""
-    return f"It was tried {times(row.attempt)} before{how}; {left}."
-
-
-def _retries(count: int) -> str:
-    return f"{count} retr{'y' if count == 1 else 'ies'}"
-
-
-def _printed(last: AttemptRow | None) -> str:
-    if last is None:
-        return ""
-    for label, tail in (("error output", last.stderr_tail), ("output", last.stdout_tail)):
-        if line := last_line(tail):
-            return f"Its {label} ended with: {line!r}."
-    return ""
-
-
-def _how(last: AttemptRow | None) -> str:
-    if last is None:
-        return ""
-    if last.reason:
-        return last.reason
-    if last.exit_code is not None:
-        return f"exit code {last.exit_code}"
-    return f"signal {last.signal}" if last.signal is not None else last.outcome or ""
-
-
-def _seconds(last: AttemptRow | None) -> float | None:
-    if last is None or last.started is None or last.ended is None:
-        return None
-    return max(0.0, last.ended - last.started)
-
-
 def _where(row: TaskRow) -> str:
     pilot = f"pilot {row.pilot}" if row.pilot else "a pilot"
     return f"{nodes(_names(row))} of {pilot}" if row.shares else pilot
@@ -318,7 +220,7 @@ BY_STATE: dict[State, Callable[[Any], Why]] = {
     State.RUN_TIMEOUT: _between,
     State.RESTART_READY: _placeable,
     State.POSTPROCESSED: _between,
-    State.JOB_FINISHED: _finished,
-    State.FAILED: _failed,
-    State.USER_KILLED: _killed,
+    State.JOB_FINISHED: finished,
+    State.FAILED: failed,
+    State.USER_KILLED: killed,
 }

@@ -169,6 +169,11 @@ TABLE: dict[str, tuple[TaskFacts, str, list[str]]] = {
               attempt=attempt_row(exit_code=3)),
         "slots", ["It was tried once before (exit code 3); 2 retries left."],
     ),
+    "taken back": (
+        facts(S.RESTART_READY, row={"attempt": 2},
+              attempt=attempt_row(outcome="fenced", exit_code=None, reason="its allocation ended")),
+        "slots", ["tried twice before (its allocation ended); nothing counts as a failure so far."],
+    ),
     "sent": (
         facts(S.DISPATCHED, row=ON_PILOT, **LIVE), "sent", ["nodes n0 and n1 of pilot p1"],
     ),
@@ -190,7 +195,7 @@ TABLE: dict[str, tuple[TaskFacts, str, list[str]]] = {
     ),
     "second attempt": (
         facts(S.RUNNING, row=ON_PILOT | {"attempt": 2, "failures": 1, "max_retries": 2}, **LIVE),
-        "running", ["This is attempt 2, 1 retry left."],
+        "running", ["This is attempt 2; 1 retry left."],
     ),
     "silent pilot": (
         facts(S.RUNNING, row=ON_PILOT, pilot=pilot_row(heartbeat=NOW - 300)),
@@ -233,7 +238,7 @@ TABLE: dict[str, tuple[TaskFacts, str, list[str]]] = {
         "wall-time", [],
     ),
     "not started": (
-        facts(S.FAILED, row=FAILED, attempt=attempt_row(outcome="cannot-start")),
+        facts(S.FAILED, row=FAILED, attempt=attempt_row(outcome="cannot-start", exit_code=None)),
         "cannot-start", [],
     ),
     "failed at its end": (
@@ -271,6 +276,9 @@ TABLE: dict[str, tuple[TaskFacts, str, list[str]]] = {
     ),
     "no beat": (
         facts(S.PREPROCESSED, site=SiteFacts(beat=False)), "beat-down", ["Beat is not up"],
+    ),
+    "running without beat": (
+        facts(S.RUNNING, row=ON_PILOT, site=SiteFacts(beat=False), **LIVE), "running", [],
     ),
     "running without a service": (
         facts(S.RUNNING, row=ON_PILOT, site=SiteFacts(service=False), **LIVE),
