@@ -105,7 +105,7 @@ def _task_facts(conn: Connection, site: Site, row: TaskRow, now: float) -> TaskF
 def _standing(conn: Connection, site: Site, row: TaskRow, now: float) -> Standing:
     """What placement and packing, asked now, make of a program that waits for slots."""
     settings = site.settings
-    before = standing.ahead(conn, row, window.SHAPE, now)
+    before = standing.ahead(conn, row, window.SHAPE, now=now, ageing=settings.placement.ageing)
     hopeless = fits_some_queue(row.resources, row.wall_time, settings)
     if hopeless is not None:
         return Standing(hopeless, before)
@@ -131,7 +131,8 @@ def _placed(conn: Connection, site: Site, row: TaskRow, now: float) -> tuple[str
     grace = settings.site.kill_grace
     limits = place.Limits(site.run_dir, grace, settings.pilot.drain_margin)
     ledger = place.rebuild(conn, limits, lock=False)
-    decided, _ = window.decide(conn, ledger, grace, now)
+    rules = window.Rules(grace, settings.placement.ageing, tell_all=True)
+    decided, _ = window.decide(conn, ledger, rules, now)
     starts = [one.pilot for one in decided.placements if one.id == row.id]
     kept = [one for one in decided.reservations if one.id == row.id]
     [candidate] = window.candidates_of([_waiting(row)], grace, 1).values()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, and_, func, or_, select, text
+from sqlalchemy import ColumnElement, Connection, and_, func, not_, or_, select, text
 
 from balsam_celery.store import schema
 from balsam_celery.store.queries import read_tasks
@@ -17,7 +17,7 @@ class Ahead:
     """Programs that wait for slots too, may start now, and go before a task.
 
     Attributes:
-        higher: those of higher priority.
+        higher: those of higher priority, which grows with age.
         wider: those of its priority over more nodes.
         older: those of its priority and shape that are older.
         of_shape: those of its shape, of higher priority or older.
@@ -29,14 +29,29 @@ class Ahead:
     of_shape: int = 0
 
 
-def ahead(conn: Connection, row: TaskRow, shape: Sequence[str], now: float) -> Ahead:
-    """What goes before ``row``; ``shape``: the columns in which tasks of one shape agree."""
+def ahead(
+    conn: Connection, row: TaskRow, shape: Sequence[str], *, now: float, ageing: float
+) -> Ahead:
+    """What goes before ``row``.
+
+    Args:
+        conn: a transaction.
+        row: a program that waits for slots.
+        shape: the columns in which tasks of one shape agree.
+        now: seconds since the epoch.
+        ageing: seconds of waiting that raise a task's priority by one.
+    """
     task = schema.task.c
+    level = row.priority + int(max(0.0, now - row.created) // ageing)
     alike = [task[name].is_not_distinct_from(getattr(row, name)) for name in shape]
-    level = task.priority == row.priority
+
+    def reaches(wanted: int) -> ColumnElement[bool]:
+        """Its priority, grown with age, is ``wanted`` or more; no database need round for that."""
+        return or_(task.priority >= wanted, task.created <= now - ageing * (wanted - task.priority))
+
+    higher = reaches(level + 1)
+    same = and_(reaches(level), not_(higher))
     sooner = or_(task.created < row.created, and_(task.created == row.created, task.id < row.id))
-    older = and_(level, sooner, *alike)
-    higher = task.priority > row.priority
 
     def count(*conditions: ColumnElement[bool]) -> int:
         query = select(func.count()).where(
@@ -44,11 +59,12 @@ def ahead(conn: Connection, row: TaskRow, shape: Sequence[str], now: float) -> A
         )
         return conn.scalar(query) or 0
 
+    older = count(same, sooner, *alike)
     return Ahead(
         higher=count(higher),
-        wider=count(level, task.num_nodes > row.num_nodes),
-        older=(before := count(older)),
-        of_shape=before + count(higher, *alike),
+        wider=count(same, task.num_nodes > row.num_nodes),
+        older=older,
+        of_shape=older + count(higher, *alike),
     )
 
 

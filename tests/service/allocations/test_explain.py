@@ -155,6 +155,22 @@ def test_in_a_pilot(store: Store, site: Site, clock: Clock) -> None:
     assert explain(store, site, "urgent")["code"] == "starting"
 
 
+def test_age_is_told_as_priority(store: Store, site: Site, clock: Clock) -> None:
+    ageing = site.settings.placement.ageing
+    add(store, program("old001"))
+    clock.now += 2 * ageing
+    new = program("urgent", priority=1), program("wide01", priority=2, num_nodes=3)
+    add(store, *new, now=clock.now)
+    clock.now += 1
+
+    def ahead(id: str) -> tuple[int, ...]:
+        return tuple(explain(store, site, id)["ahead"].values())
+
+    assert ahead("urgent") == (2, 0, 0)
+    assert ahead("old001") == (0, 1, 0), "as high by now, and over fewer nodes"
+    assert ahead("wide01") == (0, 0, 0)
+
+
 def test_what_no_allocation_can_hold(store: Store, site: Site) -> None:
     add(store, program("wide01", num_nodes=9))
     found = explain(store, site, "wide01")
