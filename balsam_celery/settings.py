@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import re
 import tomllib
 import types
 import typing
@@ -19,6 +21,8 @@ from balsam_celery.amounts import counts_of
 from balsam_celery.durations import parse_duration
 from balsam_celery.errors import InvalidInput, SettingsError
 
+#: An account or project: one word, no option.
+_ACCOUNT = re.compile(r"([^\W_][\w.:@/+-]*)?")
 #: Marks a key given as a duration ("10m"); its value is in seconds.
 Seconds = typing.Annotated[int, "seconds"]
 
@@ -85,6 +89,7 @@ class QueueSettings:
     gpus_per_node: int = 0
     memory_per_node: int = 0  # bytes; 0: not accounted
     resources_per_node: dict[str, int] = field(default_factory=dict)  # what the site counts itself
+    account: str = ""  # or project, that its allocations are charged to
     directives: tuple[str, ...] = ()  # added to those of ``[scheduler]`` for this queue
 
 
@@ -107,6 +112,9 @@ class PackingSettings:
 
     interval: Seconds = 2
     max_allocations: int = 10  # queued and running together, over all queues
+    efficiency: float = 0.9  # share of the node time charged that tasks are to use
+    budget: float = 0.0  # node-hours that the site may be charged in all; 0: no limit
+    max_wait: Seconds = 30 * 86_400  # in the queue, before a smaller one is asked for beside it
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +247,10 @@ def parse(plain: dict[str, Any]) -> Settings:
             raise InvalidInput(f"local.{key} is {getattr(settings.local, key)}: give 1 or more")
     for name, queue in settings.queues.items():
         _check_queue(f"queues.{name}", queue, settings.scheduler)
+    if settings.packing.efficiency > 0.99:
+        raise InvalidInput(
+            f"packing.efficiency is {settings.packing.efficiency}: give 0 to 0.99, such as 0.9"
+        )
     _check_directives("scheduler.directives", settings.scheduler.directives, settings.scheduler)
     return settings
 
@@ -252,6 +264,12 @@ def _check_queue(where: str, queue: QueueSettings, scheduler: SchedulerSettings)
         raise InvalidInput(f"{where}: min_wall_time is above max_wall_time")
     if scheduler.kind != "local" and not queue.cores_per_node:
         raise InvalidInput(f"{where}.cores_per_node is 0: give the cores of each of its nodes")
+    if queue.account and scheduler.kind == "local":
+        raise InvalidInput(f"{where}.account is {queue.account!r}: the local scheduler has none")
+    if not _ACCOUNT.fullmatch(queue.account):
+        raise InvalidInput(
+            f"{where}.account is {queue.account!r}: give its name alone, such as 'abc123'"
+        )
     _check_directives(f"{where}.directives", queue.directives, scheduler)
 
 
@@ -301,8 +319,10 @@ def _value(kind: Any, plain: Any, where: str) -> Any:
         if not isinstance(plain, list) or not all(isinstance(item, str) for item in plain):
             raise InvalidInput(f"{where} is {plain!r}: give a list of strings")
         return tuple(plain)
+    if kind is float and type(plain) is int:
+        plain = float(plain)
     if not isinstance(plain, kind) or (isinstance(plain, bool) and kind is not bool):
         raise InvalidInput(f"{where} is {plain!r}: give a value of type {kind.__name__}")
-    if kind is int and plain < 0:
+    if kind in (int, float) and not 0 <= plain < math.inf:
         raise InvalidInput(f"{where} is {plain!r}: give 0 or more")
     return plain

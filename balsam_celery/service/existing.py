@@ -25,7 +25,7 @@ from balsam_celery.wire import from_plain
 def existing(
     conn: Connection, settings: Settings, rows: Sequence[AllocationRow], now: float
 ) -> list[Existing]:
-    """``rows``, which have not ended, with what runs in them until when."""
+    """``rows``, which have not ended, with what runs in them until when, and what idles."""
     by_name = {queue.name: queue for queue in queues_of(settings)}
     pilots: dict[str, list[PilotRow]] = defaultdict(list)
     for pilot in allocations.list_pilots(conn):
@@ -50,6 +50,7 @@ def _one(
     lanes: tuple[Lane, ...] = ()
     usable = 0.0
     width = row.nodes
+    idle_for = None
     if row.cancel_requested is not None:
         pass  # it only takes up room until it is gone
     elif live:
@@ -60,6 +61,8 @@ def _one(
         width = len(nodes)
         usable = pilot.end_time - margins.drain_margin - now
         lanes = _lanes(nodes, tasks[pilot.id], margins.kill_grace, now)
+        if not tasks[pilot.id]:
+            idle_for = now - (now if pilot.idle_since is None else pilot.idle_since)
     elif not pilots and row.state is AllocationState.RUNNING:
         # it starts up: what is left once its workers consume
         age = max(0.0, now - (row.started or now))
@@ -75,6 +78,8 @@ def _one(
         max(0.0, usable),
         node,
         lanes,
+        0.0 if runs else now - row.created,
+        idle_for,
     )
 
 
@@ -83,12 +88,25 @@ def _lanes(
 ) -> tuple[Lane, ...]:
     taken: dict[str, int] = defaultdict(int)
     until: dict[str, float] = defaultdict(float)
+    likely: dict[str, float] = defaultdict(float)
     for task in tasks:
+        latest = max(0.0, task.changed + task.wall_time + grace - now)
+        expected = _expected(task, latest, now)
         for share in task.shares or ():
-            taken[share["node"]] += len(share["cores"])
-            until[share["node"]] = max(
-                until[share["node"]], task.changed + task.wall_time + grace - now
-            )
+            node = share["node"]
+            taken[node] += len(share["cores"])
+            until[node] = max(until[node], latest)
+            likely[node] = max(likely[node], expected)
     return tuple(
-        Lane(len(node.cores) - taken[node.name], max(0.0, until[node.name])) for node in nodes
+        Lane(len(node.cores) - taken[node.name], until[node.name], likely[node.name])
+        for node in nodes
     )
+
+
+def _expected(task: TaskRow, latest: float, now: float) -> float:
+    """Seconds until a task is likely to end; one that has outlived its time takes half as long
+    again."""
+    if task.expected_time is None:
+        return latest
+    left = task.changed + task.expected_time - now
+    return min(latest, left if left > 0 else task.expected_time / 2)

@@ -19,7 +19,9 @@ from balsam_celery.packing import Demand, Flow
 from balsam_celery.placement import fits_ever
 from balsam_celery.redisserver import answers
 from balsam_celery.schedulers import make_scheduler
-from balsam_celery.service import leading, pack, place, window
+from balsam_celery.schedulers.base import Scheduler
+from balsam_celery.service import leading, place, window
+from balsam_celery.service.decide import Decision, decide, foresee
 from balsam_celery.service.why import why
 from balsam_celery.service.why_facts import Job, SiteFacts, Standing, TaskFacts, Why
 from balsam_celery.site import Site, check_runs_here
@@ -45,11 +47,29 @@ def explain_task(store: Store, site: Site, id: str) -> tuple[TaskRow, Why]:
     """
     with store.read() as conn:
         facts = _task_facts(conn, site, queries.get_task(conn, id), store.clock())
-    planned = facts.standing.planned
-    if planned is not None and planned.state is AllocationState.QUEUED:
-        job = ask_scheduler(site, [planned])[planned.id]
-        facts = replace(facts, standing=replace(facts.standing, job=job))
-    return facts.row, why(replace(facts, site=look_at_site(store, site)))
+    row, found = facts.row, facts.standing
+    is_due = row.state in PLACEABLE and row.kind == "program" and row.not_before <= facts.now
+    if is_due and not found.hopeless:
+        found = _planned(found, row, foreseen(store, site))
+        if found.planned is not None and found.planned.state is AllocationState.QUEUED:
+            job = ask_scheduler(site, [found.planned])[found.planned.id]
+            found = replace(found, job=job)
+    return row, why(replace(facts, standing=found, site=look_at_site(store, site)))
+
+
+def foreseen(store: Store, site: Site) -> Decision:
+    """What packing would decide now.
+
+    Raises:
+        StoreError: the database did not answer.
+    """
+    try:
+        scheduler = _scheduler(site)
+    except BalsamError:
+        # which nodes are idle is not known here; all else is
+        with store.read() as conn:
+            return decide(conn, site.settings, store.clock())
+    return foresee(store, scheduler, site.settings)
 
 
 def look_at_site(store: Store, site: Site) -> SiteFacts:
@@ -72,18 +92,19 @@ def look_at_site(store: Store, site: Site) -> SiteFacts:
 
 def ask_scheduler(site: Site, rows: Collection[AllocationRow]) -> dict[str, Job]:
     """What the scheduler says of the jobs of ``rows``, by the allocation's id."""
-    settings = site.settings
     try:
-        if settings.scheduler.kind == "local":
-            check_runs_here(site)  # its files are on that host's disk
-        scheduler = make_scheduler(
-            settings.scheduler.kind, settings=settings, local_dir=site.local_dir
-        )
-        jobs = scheduler.jobs([row.native_id for row in rows if row.native_id])
+        jobs = _scheduler(site).jobs([row.native_id for row in rows if row.native_id])
     except BalsamError as error:
         return {row.id: Job(trouble=str(error)) for row in rows}
     told = {row.id: jobs.get(row.native_id or "") for row in rows}
     return {id: Job(job.expected_start if job else None) for id, job in told.items()}
+
+
+def _scheduler(site: Site) -> Scheduler:
+    settings = site.settings
+    if settings.scheduler.kind == "local":
+        check_runs_here(site)  # its files are on that host's disk
+    return make_scheduler(settings.scheduler.kind, settings=settings, local_dir=site.local_dir)
 
 
 def _task_facts(conn: Connection, site: Site, row: TaskRow, now: float) -> TaskFacts:
@@ -103,26 +124,27 @@ def _task_facts(conn: Connection, site: Site, row: TaskRow, now: float) -> TaskF
 
 
 def _standing(conn: Connection, site: Site, row: TaskRow, now: float) -> Standing:
-    """What placement and packing, asked now, make of a program that waits for slots."""
+    """What placement, asked now, makes of a program that waits for slots."""
     settings = site.settings
     before = standing.ahead(conn, row, window.SHAPE, now=now, ageing=settings.placement.ageing)
     hopeless = fits_some_queue(row.resources, row.wall_time, settings)
     if hopeless is not None:
         return Standing(hopeless, before)
     starts, found = _placed(conn, site, row, now)
-    look = pack.look(conn, settings, now)
-    flow = flow_of(look.plan.flows, row, before.of_shape)
-    by_id = {one.id: one for one in look.live}
-    held = [("held", reason) for demand, reason in look.plan.waiting if is_of(demand, row)]
-    return replace(
-        found,
-        ahead=before,
-        starts=starts,
-        planned=by_id.get(flow.allocation or "") if flow else None,
-        request=look.plan.requests[flow.request] if flow and flow.request is not None else None,
-        held=held[0] if held and flow is None else None,
-        paused=look.paused if flow is None else {},
-    )
+    return replace(found, ahead=before, starts=starts)
+
+
+def _planned(found: Standing, row: TaskRow, decision: Decision) -> Standing:
+    """``found`` with what packing makes of the task."""
+    plan = decision.plan
+    flow = flow_of(plan.flows, row, found.ahead.of_shape)
+    if flow is None:
+        held = [(one.code, one.reason) for one in plan.waiting if is_of(one.demand, row)]
+        return replace(found, held=held[0] if held else None, paused=decision.paused)
+    if flow.request is not None:
+        return replace(found, request=plan.requests[flow.request])
+    by_id = {one.id: one for one in decision.live}
+    return replace(found, planned=by_id.get(flow.allocation or ""))
 
 
 def _placed(conn: Connection, site: Site, row: TaskRow, now: float) -> tuple[str, Standing]:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
-
-from sqlalchemy import Connection
+from dataclasses import dataclass, replace
 
 from balsam_celery.packing import Demand, Request
-from balsam_celery.service import pack
-from balsam_celery.service.explain import ask_scheduler, look_at_site
-from balsam_celery.service.pack import Outlook
+from balsam_celery.service.decide import Decision
+from balsam_celery.service.explain import ask_scheduler, foreseen, look_at_site
 from balsam_celery.service.why_allocations import AllocationFacts, why_allocation
 from balsam_celery.service.why_backlog import Need, why_need
 from balsam_celery.service.why_facts import Job, SiteFacts, Why
 from balsam_celery.site import Site
 from balsam_celery.store import allocations, standing
 from balsam_celery.store.engine import Store
-from balsam_celery.store.rows import AllocationRow, AllocationState, PilotRow
+from balsam_celery.store.rows import AllocationState
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,88 +35,85 @@ class Explained:
     now: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """What is in SQL."""
-
-    look: Outlook
-    failed: list[AllocationRow]
-    pilots: dict[str, PilotRow]
-    running: dict[str, int]
-
-
 def explain_allocations(store: Store, site: Site) -> Explained:
     """Why each allocation is where it is, and what becomes of the backlog.
 
     Raises:
         StoreError: the database did not answer.
     """
-    now = store.clock()
+    decision, now = foreseen(store, site), store.clock()
     with store.read() as conn:
-        read = _read(conn, site, now)
-    queued = [row for row in read.look.live if row.state is AllocationState.QUEUED]
+        failed = allocations.came_to_nothing(conn, now - allocations.SHOWN_FOR)
+        # of several pilots of one allocation the latest stays
+        pilots = {one.allocation: one for one in allocations.list_pilots(conn)}
+        running = standing.running_on(conn, [pilot.id for pilot in pilots.values()])
+    queued = [row for row in decision.live if row.state is AllocationState.QUEUED]
     jobs = ask_scheduler(site, queued) if queued else {}
     planned: Counter[str] = Counter()
-    for flow in read.look.plan.flows:
+    for flow in decision.plan.flows:
         if flow.allocation is not None:
             planned[flow.allocation] += flow.count
+    notes = {note.id: note for note in decision.plan.notes}
     told = []
-    for row in (*read.look.live, *read.failed):
-        pilot = read.pilots.get(row.id)
+    for row in (*decision.live, *failed):
+        pilot = pilots.get(row.id)
         facts = AllocationFacts(
             row,
             now,
             jobs.get(row.id, Job()),
             pilot=pilot,
-            running=read.running.get(pilot.id, 0) if pilot is not None else 0,
+            running=running.get(pilot.id, 0) if pilot is not None else 0,
             planned=planned[row.id],
-            unneeded=row.id in read.look.plan.cancel,
+            note=notes.get(row.id),
         )
         told.append((facts, why_allocation(facts)))
-    needs = tuple((need, why_need(need, read.look.paused, now)) for need in needs_of(read.look))
+    needs = tuple((need, why_need(need, decision.paused, now)) for need in needs_of(decision))
     return Explained(tuple(told), needs, look_at_site(store, site), now)
 
 
-def _read(conn: Connection, site: Site, now: float) -> _Read:
-    # of several pilots of one allocation the latest stays
-    pilots = {one.allocation: one for one in allocations.list_pilots(conn)}
-    return _Read(
-        pack.look(conn, site.settings, now),
-        allocations.came_to_nothing(conn, now - allocations.SHOWN_FOR),
-        pilots,
-        standing.running_on(conn, [pilot.id for pilot in pilots.values()]),
-    )
-
-
-def needs_of(look: Outlook) -> list[Need]:
+def needs_of(decision: Decision) -> list[Need]:
     """The backlog by shape, with what is planned for each; the first served first."""
-    plan = look.plan
-    counts: dict[Demand, int] = {}
+    plan = decision.plan
+    counts: Counter[Demand] = Counter()
     planned: dict[Demand, Counter[str]] = {}
     asked: dict[Demand, list[tuple[Request, int]]] = {}
+    held: dict[Demand, tuple[str, str]] = {}
     for flow in plan.flows:
-        demand = flow.demand
-        counts[demand] = counts.get(demand, 0) + flow.count
+        demand = _shape(flow.demand)
+        counts[demand] += flow.count
         if flow.allocation is not None:
             planned.setdefault(demand, Counter())[flow.allocation] += flow.count
         elif flow.request is not None:
             request = plan.requests[flow.request]
             asked.setdefault(demand, []).append((request, flow.count))
-    held = {demand: ("held", reason) for demand, reason in plan.waiting}
+    for one in plan.waiting:
+        demand = _shape(one.demand)
+        counts[demand] += one.demand.count
+        held[demand] = (one.code, one.reason)
     needs = [
         Need(
             demand.resources,
             demand.wall_time,
             demand.priority,
-            max(demand.count, counts.get(demand, 0)),
+            counts[demand],
             tuple(planned.get(demand, {}).items()),
             tuple(asked.get(demand, ())),
             held.get(demand),
         )
-        for demand in dict.fromkeys((*counts, *held))
+        for demand in sorted(counts, key=lambda one: -one.priority)
     ]
     needs += [
-        Need(shape.resources, shape.wall_time, 0, shape.count, held=("impossible", reason))
-        for shape, reason in look.hopeless.items()
+        Need(
+            shape.resources,
+            shape.wall_time,
+            shape.priority,
+            shape.count,
+            held=("impossible", reason),
+        )
+        for shape, reason in decision.hopeless.items()
     ]
     return needs
+
+
+def _shape(demand: Demand) -> Demand:
+    return replace(demand, count=0, waited=0.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from balsam_celery.packing import Note
 from balsam_celery.service.phrases import counted, ended, moment
 from balsam_celery.service.poll import NOT_KNOWN
 from balsam_celery.service.submit import IN_DOUBT
@@ -23,7 +24,7 @@ class AllocationFacts:
         pilot: its latest pilot.
         running: tasks on its pilots.
         planned: waiting tasks that packing pours into it.
-        unneeded: packing gives it up.
+        note: what packing makes of it.
     """
 
     row: AllocationRow
@@ -32,7 +33,7 @@ class AllocationFacts:
     pilot: PilotRow | None = None
     running: int = 0
     planned: int = 0
-    unneeded: bool = False
+    note: Note | None = None
 
 
 def why_allocation(facts: AllocationFacts) -> Why:
@@ -66,12 +67,21 @@ def _made(facts: AllocationFacts, code: str, text: str) -> Why:
     )
 
 
+#: What becomes of those with which packing has something in mind.
+_PURPOSES = {
+    **dict.fromkeys(("unneeded", "too-large", "too-small"), "is given up"),
+    **dict.fromkeys(("idle", "time-over"), "is drained"),
+}
+
+
 def _purpose(facts: AllocationFacts) -> str:
-    if facts.planned:
-        verb = "is" if facts.planned == 1 else "are"
-        return f"{counted(facts.planned, 'waiting task')} {verb} planned for it."
-    if facts.unneeded:
-        return "Nothing is planned for it any more: it is given up when the service plans next."
+    note, count = facts.note, facts.planned
+    if note is not None and (becomes := _PURPOSES.get(note.code)):
+        return ended(f"It {becomes} when the service plans next: {note.reason}")
+    if note is not None and note.code == "overdue":
+        return ended(f"{note.reason[:1].upper()}{note.reason[1:]}")
+    if count:
+        return f"{counted(count, 'waiting task')} {'is' if count == 1 else 'are'} planned for it."
     return "No waiting task is planned for it."
 
 

@@ -55,7 +55,7 @@ def why_need(need: Need, paused: Mapping[str, Pause], now: float) -> Why:
     code = "to-request" if need.asked else "planned"
     if need.left <= 0:
         return Why(code, text)
-    code, reason = need.held or ("held", "the service plans for them next")
+    code, reason = need.held or ("slots", "the service plans for them next")
     left = f"{need.left:,}" if parts else "They"
     if paused and code != "impossible":
         return Why("paused", f"{text} {left} wait: {pauses_text(paused, now)}")

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Select, func, select, text
+from sqlalchemy import ColumnElement, Connection, Select, case, func, select, text
 
 from balsam_celery.resources import Resources
 from balsam_celery.store import schema
@@ -24,6 +24,7 @@ class BacklogShape:
     """Waiting tasks of one shape: what packing needs to know of them.
 
     Attributes:
+        expected_time: the mean of what was given, of tasks for which about the same was given.
         count: how many; ``oldest`` is when the first of them was created.
     """
 
@@ -36,6 +37,10 @@ class BacklogShape:
     memory_per_node: int
     resources_per_node: str
     wall_time: int
+    priority: int
+    application: str
+    restartable: bool
+    expected_time: float | None
     count: int
     oldest: float
 
@@ -124,12 +129,24 @@ def backlog(conn: Connection, *, now: float) -> list[BacklogShape]:
         task.c.memory_per_node,
         task.c.resources_per_node,
         task.c.wall_time,
+        task.c.priority,
+        task.c.application,
+        task.c.restartable,
     )
+    expected = task.c.expected_time
+    # users may give each task a time of its own: they are counted together in steps
+    step = case(
+        (expected < 60, 10.0), (expected < 600, 60.0), (expected < 3600, 600.0), else_=3600.0
+    )
+    about = func.round(expected / step)
     count, oldest = func.count().label("count"), func.min(task.c.created).label("oldest")
     query = (
-        by_index(select(*shape, count, oldest), "ix_task_placeable")
+        by_index(
+            select(*shape, func.avg(expected).label("expected_time"), count, oldest),
+            "ix_task_placeable",
+        )
         .where(text(schema.PLACEABLE_SQL), task.c.not_before <= now)
-        .group_by(*shape)
+        .group_by(*shape, about)
     )
     return [BacklogShape(**row) for row in conn.execute(query).mappings()]
 

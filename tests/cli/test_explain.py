@@ -64,7 +64,7 @@ def test_allocations_for_people(cli: Cli) -> None:
         )  # fmt: skip
     lines = cli("explain", "allocations").stdout.splitlines()
     assert lines[0] == "alloc  1 × 1m in local  REQUESTED"
-    assert "Nothing is planned for it any more" in lines[1]
+    assert "It is given up when the service plans next" in lines[1]
     assert lines[2] == "backlog"
     assert "1 waiting task of 4 nodes, 1m at the most" in lines[3]
     assert "num_nodes is 99" in lines[4]

@@ -159,9 +159,12 @@ TABLE: dict[str, tuple[TaskFacts, str, list[str]]] = {
         "paused", ["Queue debug is asked for nothing until", "3 allocations in a row", "account"],
     ),
     "held": (
-        waits(held=("held", "packing.max_allocations (10) are queued or running")),
-        "held", ["none may be asked for now", "max_allocations (10)"],
+        waits(held=("max-allocations", "packing.max_allocations (10) are queued or running")),
+        "max-allocations", ["none may be asked for now", "max_allocations (10)"],
     ),
+    "a full queue": (waits(held=("max-queued", "two wait")), "max-queued", ["two wait."]),
+    "no budget": (waits(held=("budget", "0.0 node-hours left")), "budget", ["node-hours left."]),
+    "no queue": (waits(held=("no-queue", "no queue can hold it")), "no-queue", ["no queue"]),
     "new to the service": (waits(), "slots", ["plans for it next"]),
     "to be tried again": (
         facts(S.RESTART_READY,

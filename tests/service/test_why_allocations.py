@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from balsam_celery.packing import Request
+from balsam_celery.packing import Note, Request
 from balsam_celery.resources import Resources
 from balsam_celery.service.backoff import Pause
 from balsam_celery.service.poll import NOT_KNOWN
@@ -20,6 +20,7 @@ from tests.service.rows import NOW, allocation_row, pilot_row
 from tests.service.test_why import PILOTS, SHORT, TIMES
 
 A = AllocationState
+CODES = ["kept", "overdue", "ending", "unneeded", "too-large", "too-small", "idle", "time-over"]
 
 
 def facts(state: AllocationState, *, row: dict[str, Any] | None = None, **values: Any) -> Any:
@@ -55,7 +56,16 @@ TABLE: dict[str, tuple[AllocationFacts, str, list[str]]] = {
         "not-known", ["its state is not known since noon: squeue: down."],
     ),
     "not needed": (
-        facts(A.QUEUED, unneeded=True), "queued", ["Nothing is planned for it any more"],
+        facts(A.QUEUED, note=Note("a1", "unneeded", "nothing needs it any more"), planned=1),
+        "queued", ["It is given up when the service plans next: nothing needs it any more."],
+    ),
+    "overdue": (
+        facts(A.QUEUED, note=Note("a1", "overdue", "it has been queued for 3d"), planned=1),
+        "queued", ["It has been queued for 3d."],
+    ),
+    "to be drained": (
+        facts(A.RUNNING, pilot=pilot_row(), note=Note("a1", "idle", "idle for 1m")),
+        "running", ["It is drained when the service plans next: idle for 1m."],
     ),
     "starts up": (
         facts(A.RUNNING, row={"started": NOW - 5}), "starting-up", ["has not registered yet"],
@@ -113,7 +123,7 @@ def test_each_situation_is_told(name: str) -> None:
     pilot=st.none() | PILOTS,
     running=st.integers(0, 3),
     planned=st.integers(0, 3),
-    unneeded=st.booleans(),
+    note=st.none() | st.builds(Note, st.just("a1"), st.sampled_from(CODES), st.just("so it is")),
 )
 def test_every_state_gives_a_sentence_whatever_the_facts(
     state: AllocationState, row: dict[str, Any], **values: Any
@@ -146,7 +156,7 @@ WIDE = Resources(num_nodes=2, gpus_per_rank=1)
             "budget", 1, ["1 wait, and nothing more is asked for: no hours are left."],
         ),
         (
-            Need(Resources(), 60, 0, 1, held=("held", "x")), PAUSED, "paused", 1,
+            Need(Resources(), 60, 0, 1, held=("max-queued", "x")), PAUSED, "paused", 1,
             ["1 waiting task of 1 core, 1m at the most. They wait: Queue debug is asked for",
              "an allocation came to nothing, the last: no nodes"],
         ),
