@@ -28,6 +28,7 @@ COMMANDS = {
     "rm": ("Tasks", "acting", "Remove ended tasks and their history."),
     "app": ("Tasks", "app", "Programs saved under a name: add, ls, rm."),
     "allocations": ("Machines", "machines", "List, preview and cancel batch jobs."),
+    "pack": ("Machines", "pack", "What batch jobs would be asked for now, and why."),
     "pilot": ("Machines", "machines", "List and drain pilots."),
     "prune": ("Site", "acting", "Remove workflows that ended long ago."),
 }

@@ -10,6 +10,7 @@ from typing import Any
 
 from balsam_celery.amounts import counts_from
 from balsam_celery.durations import timestamp
+from balsam_celery.resources import Resources
 from balsam_celery.store.rows import AllocationRow, AttemptRow, EventRow, PilotRow, TaskRow
 
 Plain = dict[str, Any]
@@ -27,6 +28,11 @@ _RESOURCES = (
 #: What rows of an earlier release lack.
 _NO_SHARE: Plain = {"memory": 0, "resources": [], "queued": False}
 _NO_NODE: Plain = {"resources": []}
+
+
+def resources(wanted: Resources) -> Plain:
+    """What a task asks of nodes."""
+    return {name: getattr(wanted, name) for name in _RESOURCES}
 
 
 def task(row: TaskRow) -> Plain:
