@@ -7,12 +7,12 @@ from typing import Any
 
 import click
 
+from balsam_celery.cli import describe
 from balsam_celery.cli.output import echo_json, say, table
 from balsam_celery.cli.selection import json_option
 from balsam_celery.cli.session import session
 from balsam_celery.cli.taskoptions import given_options, task_options
 from balsam_celery.commands import parse_template
-from balsam_celery.durations import timestamp
 from balsam_celery.errors import InvalidInput
 from balsam_celery.store import applications
 from balsam_celery.store.rows import ApplicationRow
@@ -115,5 +115,5 @@ def _as_json(row: ApplicationRow) -> dict[str, Any]:
         "command": row.command,
         "defaults": row.defaults,
         "description": row.description,
-        "created": timestamp(row.created),
+        "created": describe.timestamp(row.created),
     }

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from balsam_celery.amounts import counts_from
-from balsam_celery.durations import timestamp
+from balsam_celery.durations import timestamp as timestamp
 from balsam_celery.resources import Resources
 from balsam_celery.store.rows import AllocationRow, AttemptRow, EventRow, PilotRow, TaskRow
 
