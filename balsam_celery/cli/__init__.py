@@ -20,6 +20,7 @@ COMMANDS = {
     "submit": ("Tasks", "submit", "Submit a program, or many."),
     "ls": ("Tasks", "reading", "List tasks."),
     "show": ("Tasks", "reading", "Everything known of a task."),
+    "explain": ("Tasks", "explain", "Why a task, or packing, is where it is."),
     "log": ("Tasks", "log", "Output of a task's program."),
     "wait": ("Tasks", "waiting", "Wait until tasks have ended."),
     "kill": ("Tasks", "acting", "Kill tasks."),

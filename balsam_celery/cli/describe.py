@@ -6,10 +6,10 @@ Times become ISO 8601 in UTC; durations stay seconds, memory bytes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from balsam_celery.amounts import counts_from
+from balsam_celery.durations import timestamp as timestamp
 from balsam_celery.resources import Resources
 from balsam_celery.runtimes import Histogram
 from balsam_celery.store.rows import AllocationRow, AttemptRow, EventRow, PilotRow, TaskRow
@@ -29,14 +29,6 @@ _RESOURCES = (
 #: What rows of an earlier release lack.
 _NO_SHARE: Plain = {"memory": 0, "resources": [], "queued": False}
 _NO_NODE: Plain = {"resources": []}
-
-
-def timestamp(seconds: float | None) -> str | None:
-    """``seconds`` since the epoch as ``2026-11-22T17:54:27.120Z``."""
-    if seconds is None:
-        return None
-    moment = datetime.fromtimestamp(seconds, UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def resources(wanted: Resources) -> Plain:

@@ -47,11 +47,13 @@ class Rules:
         kill_grace: seconds between TERM and KILL.
         ageing: seconds of waiting that raise a task's priority by one.
         ahead: how far short tasks are sent ahead.
+        tell_all: also work out the reservations that nothing ran into; what starts is the same.
     """
 
     kill_grace: int
     ageing: float = math.inf
     ahead: LookAhead = NO_LOOK_AHEAD
+    tell_all: bool = False
 
 
 def decide(conn: Connection, ledger: Ledger, rules: Rules, now: float) -> tuple[Pass, bool]:
@@ -75,7 +77,12 @@ def decide(conn: Connection, ledger: Ledger, rules: Rules, now: float) -> tuple[
             oldest = scans.oldest(conn, now=now, limit=OLDEST, but=but)
             candidates |= candidates_of(oldest, rules.kill_grace, most, known)
         decided = place(
-            ledger, candidates.values(), now, ageing=rules.ageing, ahead=rules.ahead, tell_all=False
+            ledger,
+            candidates.values(),
+            now,
+            ageing=rules.ageing,
+            ahead=rules.ahead,
+            tell_all=rules.tell_all,
         )
         if not is_full or not decided.ledger.free_cores:
             return decided, False
