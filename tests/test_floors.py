@@ -21,6 +21,7 @@ FLOORS: dict[str, int] = {
     "packing": 0,
     "keys": 0,
     "ledger": 0,
+    "simulate": 0,
     "limits": 0,
     "outer": 0,
     "codec": 0,

@@ -1,0 +1,113 @@
+"""Our own planner: the very functions of the service, fed from a simulation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+from balsam_celery.ledger import Ledger
+from balsam_celery.packing import Demand, Existing, Lane, Plan, pack
+from balsam_celery.placement import Candidate, Pass, place
+from balsam_celery.simulate.state import Allocation, State
+from balsam_celery.simulate.workload import Kind
+
+
+class Planning:
+    """``packing.pack`` and ``placement.place`` as the service calls them."""
+
+    name = "balsam_celery"
+    idle_timeout: float | None = None
+
+    def place(self, state: State, now: float) -> Pass:
+        """One placement pass over the first of the backlog."""
+        return place(state.ledger, candidates(state), now)
+
+    def pack(self, state: State, now: float) -> Plan:
+        """One look at the backlog."""
+        return pack(
+            list(backlog(state, now)),
+            state.machine.queues,
+            [existing(state, one, now) for one in state.allocations.values()],
+            state.machine.policy,
+        )
+
+
+def expected_time(state: State, kind: Kind, cut: bool) -> float | None:
+    """What a task of ``kind`` is expected to run; one that was cut is not trusted again."""
+    return None if cut else state.estimates.expected(kind)
+
+
+def candidates(state: State) -> Iterator[Candidate]:
+    """Of each kind the oldest tasks, as many as could start and one more (for a reservation)."""
+    cores, nodes = free(state.ledger)
+    total = len(state.machine.node.cores)
+    for (number, cut), waiting in state.backlog.kinds.items():
+        kind = state.workload.kinds[number]
+        wanted = kind.resources
+        if wanted.is_gang:
+            most = nodes // wanted.num_nodes
+        else:
+            most = cores // max(1, wanted.cores_on(total))
+        expected = expected_time(state, kind, cut)
+        for task in islice(waiting.first(most + 1), most + 1):
+            yield Candidate(
+                f"{task:07d}",
+                state.attempts[task] + 1,
+                wanted,
+                kind.wall_time,
+                state.machine.policy.kill_grace,
+                kind.priority,
+                state.backlog.ready[task],
+                kind.restartable,
+                expected,
+            )
+
+
+def free(ledger: Ledger) -> tuple[int, int]:
+    """Free cores, and nodes on which nothing runs, where something may start."""
+    pilots = [pilot for pilot in ledger.pilots.values() if not pilot.draining]
+    cores = sum(len(node.cores) for pilot in pilots for node in pilot.nodes if not node.lost)
+    return cores, sum(pilot.free_nodes.bit_count() for pilot in pilots)
+
+
+def backlog(state: State, now: float) -> Iterator[Demand]:
+    """What waits, by shape."""
+    for (number, cut), waiting in state.backlog.kinds.items():
+        kind = state.workload.kinds[number]
+        yield Demand(
+            kind.resources,
+            kind.wall_time,
+            len(waiting),
+            kind.priority,
+            expected_time(state, kind, cut),
+        )
+
+
+def existing(state: State, allocation: Allocation, now: float) -> Existing:
+    """An allocation as packing sees it (as ``service.existing`` builds it from SQL)."""
+    policy = state.machine.policy
+    lanes: tuple[Lane, ...] = ()
+    if allocation.state == "queued":
+        usable = float(policy.usable(allocation.wall_time))
+    elif allocation.state == "starting":
+        age = max(now - (allocation.started or now), policy.startup_margin)
+        usable = allocation.wall_time - age - policy.drain_margin
+    else:
+        pilot = state.ledger.pilots[allocation.id]
+        usable = 0.0 if allocation.draining else pilot.deadline - now
+        lanes = tuple(
+            Lane(
+                len(node.cores),
+                max((held.until - now for held in pilot.on_node(place)), default=0.0),
+            )
+            for place, node in enumerate(pilot.nodes)
+        )
+    return Existing(
+        allocation.id,
+        allocation.queue,
+        "queued" if allocation.state == "queued" else "running",
+        allocation.nodes,
+        max(0.0, usable),
+        state.machine.node,
+        lanes,
+    )
