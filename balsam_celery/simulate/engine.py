@@ -68,6 +68,7 @@ class Simulation:
         self._ended: dict[str, list[tuple[str, int]]] = defaultdict(list)
         self._names = count(1)
         self._next_pack = 0.0
+        self._interval = planner.interval or machine.packing_interval
         self._pack_set = False
         self._wake_at = math.inf
         self._dirty = True
@@ -138,13 +139,15 @@ class Simulation:
             self._place(now)
         self._may_start = False
         for pilot in state.ledger.pilots:
-            self._watch_idle(state.allocations[pilot], now)
-        if now >= self._next_pack:
-            if self._dirty:
-                self._dirty = False
-                self._next_pack = now + self._machine.packing_interval
-                self._pack(now)
-        elif self._dirty and not self._pack_set:
+            allocation = state.allocations[pilot]
+            self._watch_idle(allocation, now)
+            if not state.backlog.count:
+                allocation.starved = True
+        if now >= self._next_pack and self._dirty:
+            self._dirty = self._planner.interval is not None
+            self._next_pack = now + self._interval
+            self._pack(now)
+        if self._dirty and not self._pack_set:
             self._pack_set = True
             self._push(self._next_pack, _PACK)
         wake = self._batch.next_time()
@@ -195,7 +198,9 @@ class Simulation:
         share = self._share[work.kind[task]]
         if work.succeeds(task):
             record.done += 1
-            record.used += share * work.runtime[task]
+            used = share * work.runtime[task]
+            record.used += used
+            self.state.allocations[placement.pilot].used += used
             self.state.estimates.learn(kind, work.runtime[task])
             for child in work.children.get(task, ()):
                 self._waits_for[child] -= 1

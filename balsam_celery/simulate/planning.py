@@ -17,6 +17,7 @@ class Planning:
 
     name = "balsam_celery"
     idle_timeout: float | None = None
+    interval: float | None = None
 
     def place(self, state: State, now: float) -> Pass:
         """One placement pass over the first of the backlog."""

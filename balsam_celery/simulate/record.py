@@ -74,8 +74,4 @@ class Record:
     @property
     def charged(self) -> float:
         """Node-seconds from start to end of all allocations."""
-        return sum(
-            one.nodes * (one.ended - one.started)
-            for one in self.allocations
-            if one.ended is not None and one.started is not None
-        )
+        return sum(one.charged for one in self.allocations)

@@ -26,6 +26,8 @@ class Allocation:
         started, ended: when, ``None``: not yet.
         draining: nothing may start in it.
         idle_since: since when nothing runs in it, ``None``: something does.
+        starved: at some time while it was live nothing waited.
+        used: node-seconds of attempts that succeeded in it.
     """
 
     id: str
@@ -38,6 +40,15 @@ class Allocation:
     ended: float | None = None
     draining: bool = False
     idle_since: float | None = None
+    starved: bool = False
+    used: float = 0.0
+
+    @property
+    def charged(self) -> float:
+        """Node-seconds from its start to its end; 0 while it has not ended."""
+        if self.started is None or self.ended is None:
+            return 0.0
+        return self.nodes * (self.ended - self.started)
 
 
 @dataclass(slots=True)
@@ -77,6 +88,10 @@ class Planner(Protocol):
     @property
     def idle_timeout(self) -> float | None:
         """Seconds without work after which a pilot ends; ``None``: the machine's setting."""
+
+    @property
+    def interval(self) -> float | None:
+        """Seconds between its looks at the backlog; ``None``: the machine's, on change only."""
 
     def place(self, state: State, now: float) -> Pass:
         """What starts now (ids are numbers of tasks as text)."""
