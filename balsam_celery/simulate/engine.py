@@ -85,14 +85,14 @@ class Simulation:
         for time, tasks in by_time.items():
             self._push(time, _SUBMIT, tasks)
 
-    def run(self) -> Record:
-        """Run until every task is over and every allocation has ended.
+    def run(self, *, until_allocations_end: bool = True) -> Record:
+        """Run until every task is over and, unless told otherwise, every allocation has ended.
 
         Raises:
             Stuck: that does not come to pass.
         """
         total = len(self._work)
-        while self.record.ended < total or self.state.allocations:
+        while self.record.ended < total or (until_allocations_end and self.state.allocations):
             now = self._heap[0][0] if self._heap else math.inf
             if now > _LONGEST:
                 raise Stuck(
