@@ -3,8 +3,8 @@
 First come, first served, with EASY backfilling (Lifka, "The ANL/IBM SP scheduling system", JSSPP
 1995; Mu'alem and Feitelson, IEEE TPDS 12(6), 2001): the first job that does not fit is promised the
 time at which enough nodes are free when all that runs takes its limit; others may start out of turn
-where that does not delay it. So queue waits and idle windows follow from the load, the width and the
-limit of a job, and from what the others happen to run: nothing is drawn from a curve of waits.
+where that does not delay it. So queue waits and idle windows follow from the load, the width and
+the limit of a job, and from what the others happen to run: nothing is drawn from a curve of waits.
 
 The other users' jobs: Poisson arrivals; widths log-uniform, three of four rounded to a power of
 two, and lognormal runtimes (after Lublin and Feitelson, JPDC 63(11), 2003); limits 1 to 5 times the

@@ -24,8 +24,6 @@ from balsam_celery.simulate.state import Allocation, Planner, State
 from balsam_celery.simulate.workload import Workload, share_of
 
 _SUBMIT, _END, _READY, _DEADLINE, _BATCH, _PACK, _IDLE = range(7)
-#: A run gives up after this much virtual time, seconds.
-_LONGEST = 90 * 86400.0
 
 
 class Stuck(RuntimeError):
@@ -41,10 +39,18 @@ class Simulation:
         planner: who decides.
         seed: of the other users' jobs.
         trace: keep every attempt (:attr:`Record.attempts`).
+        give_up: a run fails after this much virtual time, seconds.
     """
 
     def __init__(
-        self, workload: Workload, machine: Machine, planner: Planner, seed: int, *, trace: bool = False
+        self,
+        workload: Workload,
+        machine: Machine,
+        planner: Planner,
+        seed: int,
+        *,
+        trace: bool = False,
+        give_up: float = 90 * 86400.0,
     ) -> None:
         self.state = State(
             machine,
@@ -59,6 +65,7 @@ class Simulation:
         self._machine, self._work, self._planner = machine, workload, planner
         self._batch = Batch(machine, seed)
         self._trace = trace
+        self._give_up = give_up
         self._heap: list[tuple[float, int, int, object]] = []
         self._serial = count()
         self._waits_for = list(workload.parents)
@@ -94,10 +101,10 @@ class Simulation:
         total = len(self._work)
         while self.record.ended < total or (until_allocations_end and self.state.allocations):
             now = self._heap[0][0] if self._heap else math.inf
-            if now > _LONGEST:
+            if now > self._give_up:
                 raise Stuck(
                     f"{self._planner.name}: {total - self.record.ended} tasks are left after"
-                    f" {_LONGEST / 86400:.0f} days"
+                    f" {self._give_up / 86400:.0f} days"
                 )
             while self._heap and self._heap[0][0] <= now:
                 _, _, what, value = heapq.heappop(self._heap)

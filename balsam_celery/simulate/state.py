@@ -21,8 +21,8 @@ class Allocation:
 
     Attributes:
         id, queue, nodes, wall_time: what was asked for.
-        submitted: when.
-        state: ``"queued"``; ``"starting"``: it runs, its workers do not yet; ``"live"``; ``"ended"``.
+        submitted: when. state: ``"queued"``; ``"starting"``: it runs, its workers do not yet;
+            ``"live"``; ``"ended"``.
         started, ended: when, ``None``: not yet.
         draining: nothing may start in it.
         idle_since: since when nothing runs in it, ``None``: something does.

@@ -1,7 +1,7 @@
 """What the simulated users bring: kinds of tasks, and each task's times and parents.
 
-Everything about a workload is known here, also what planning must not see (true runtimes, tasks that
-others will create). Arrays, not objects, hold the tasks: there may be a million.
+Everything about a workload is known here, also what planning must not see (true runtimes, tasks
+that others will create). Arrays, not objects, hold the tasks: there may be a million.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Workload:
     Attributes:
         kinds: the kinds there are.
         kind: place in ``kinds`` of each task.
-        runtime: true runtime of each in seconds, its overhead aside; longer than its limit: it fails.
+        runtime: true runtime of each in seconds, its overhead aside; it fails when that is longer
+            than its limit.
         submitted: when each may start at the earliest in seconds, were its parents finished.
         parents: how many tasks each waits for.
         children: which tasks wait for one; whether they are there from the start or created by it

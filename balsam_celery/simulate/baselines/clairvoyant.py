@@ -1,11 +1,11 @@
 """A scheduler that knows the future: true runtimes, and how long each request would wait.
 
-The best that can be done greedily with that knowledge, not an optimum. Limits and expected times are
-replaced by the true runtimes (rounded up in steps of a tenth), and several ways to pack (whole,
-halved and quartered queues; with and without the longest tasks first) are each replayed to the
-end on the same machine, other users included. The replay with the smallest product of mean turnaround
-(from ready to ended) and node-hours charged is kept, so that it neither wins by one node for a month
-nor by all nodes for nothing. Tasks that run into their limit keep it.
+The best that can be done greedily with that knowledge, not an optimum. Limits and expected times
+are replaced by the true runtimes (rounded up in steps of a tenth), and several ways to pack (whole,
+halved and quartered queues; with and without the longest tasks first) are each replayed to the end
+on the same machine, other users included. The replay with the smallest product of mean turnaround
+(from ready to ended) and node-hours charged is kept, so that it neither wins by one node for a
+month nor by all nodes for nothing. Tasks that run into their limit keep it.
 """
 
 from __future__ import annotations

@@ -2,12 +2,12 @@
 
 Allocations have a fixed number of workers (one a node) and a fixed time limit, both chosen by the
 user; while waiting tasks could use more workers than are queued, up to ``backlog`` allocations are
-kept in the queue. Workers end after five idle minutes. Tasks are started in order of submission where
-their resources are free, tasks of several nodes first, if their time request (here: their limit)
-is not longer than the worker has left.
+kept in the queue. Workers end after five idle minutes. Tasks are started in order of submission
+where their resources are free, tasks of several nodes first, if their time request (here: their
+limit) is not longer than the worker has left.
 
-Chosen as a user would: 32 workers (or the widest task), the time limit four times the longest task's
-(at least an hour, and within the queue's), a backlog of 4.
+Chosen as a user would: 32 workers (or the widest task), the time limit four times the longest
+task's (at least an hour, and within the queue's), a backlog of 4.
 """
 
 from __future__ import annotations
@@ -43,11 +43,9 @@ class HyperQueue:
         nodes = max(_WORKERS, *(kind.resources.num_nodes for kind in every), queue.min_nodes)
         longest = max(kind.wall_time for kind in every)
         seconds = min(max(_LEAST_SECONDS, _TIMES * longest), queue.max_wall_time)
-        queued = [
-            one for one in state.allocations.values() if one.state in ("queued", "starting")
-        ]
+        queued = [one for one in state.allocations.values() if one.state in ("queued", "starting")]
         missing = waiting_nodes(state) - sum(one.nodes for one in queued)
-        requests = []
+        requests: list[Request] = []
         room = min(_BACKLOG, queue.max_queued) - sum(1 for one in queued if one.state == "queued")
         while missing > 0 and len(requests) < room:
             requests.append(
