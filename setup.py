@@ -46,6 +46,7 @@ setup(
         "celery>=5.7",
         "click>=8.2",
         "cryptography>=46",
+        "immutables>=0.21",
         "jinja2>=3.1",
         "mpi4py>=4.1",
         "packaging>=24",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+from balsam_celery.amounts import format_bytes
 from balsam_celery.durations import format_duration
-from balsam_celery.ledger import NodeFree
+from balsam_celery.nodefree import NodeFree
 from balsam_celery.resources import NodeCapacity, Resources
 
 
@@ -32,6 +33,8 @@ class QueueLimits(Protocol):
     def gpus_per_node(self) -> int: ...
     @property
     def memory_per_node(self) -> int: ...
+    @property
+    def resources_per_node(self) -> Mapping[str, int]: ...
 
 
 class NodeLimits(Protocol):
@@ -45,6 +48,8 @@ class NodeLimits(Protocol):
     def gpus_per_node(self) -> int: ...
     @property
     def memory_per_node(self) -> int: ...
+    @property
+    def resources_per_node(self) -> Mapping[str, int]: ...
 
 
 class SchedulerKind(Protocol):
@@ -170,7 +175,8 @@ def queues_of(settings: SiteLimits) -> tuple[Queue, ...]:
 
 def _node(shape: QueueLimits | NodeLimits) -> NodeCapacity:
     cores, gpus = tuple(range(shape.cores_per_node)), tuple(range(shape.gpus_per_node))
-    return NodeCapacity("node", cores, gpus, shape.memory_per_node)
+    counts = tuple(sorted(shape.resources_per_node.items()))
+    return NodeCapacity("node", cores, gpus, shape.memory_per_node, resources=counts)
 
 
 def policy_of(settings: SiteLimits) -> Policy:
@@ -203,18 +209,14 @@ def fits_some_queue(resources: Resources, wall_time: int, settings: SiteLimits) 
             f" {resources.threads_per_rank} need {resources.least_cores} cores on each node:"
             f" a node has {cores}; ask for fewer, or for more nodes"
         )
-    if not any(per_node(resources, queue.node) for queue in queues):
-        gpus = max(len(queue.node.gpus) for queue in queues)
-        return (
-            f"gpus_per_rank is {resources.gpus_per_rank:g} for {resources.ranks_per_node} ranks on"
-            f" each node: a node has {gpus} GPUs; ask for fewer"
-        )
+    if reason := _beyond_nodes(resources, queues, settings):
+        return reason
     wide = [queue for queue in queues if at_once(resources, queue.max_nodes, queue.node)]
     if not wide:
         most = max(queue.max_nodes for queue in queues if per_node(resources, queue.node))
         return (
-            f"num_nodes is {resources.num_nodes}: no queue with nodes for {resources.least_cores}"
-            f" cores and {resources.gpus_per_node:g} GPUs gives more than {most}; ask for fewer"
+            f"num_nodes is {resources.num_nodes}: no queue with nodes for {_asked(resources)}"
+            f" gives more than {most}; ask for fewer"
         )
     margin = policy.kill_grace
     longest = max(policy.usable(queue.max_wall_time) - margin for queue in wide)
@@ -225,3 +227,43 @@ def fits_some_queue(resources: Resources, wall_time: int, settings: SiteLimits) 
             f" {format_duration(max(longest, 0))} after start-up and drain; ask for less"
         )
     return None
+
+
+def _beyond_nodes(wanted: Resources, queues: Sequence[Queue], settings: SiteLimits) -> str | None:
+    """Why no queue's nodes have what the task asks for on each of its own, beyond cores."""
+    nodes = [queue.node for queue in queues]
+    memory = max(node.memory for node in nodes)
+    # a node whose memory is not known is taken to have enough
+    if wanted.memory_per_node > memory and all(node.memory for node in nodes):
+        return (
+            f"memory_per_node is {wanted.memory_per_node} ({format_bytes(wanted.memory_per_node)}):"
+            f" a node has {format_bytes(memory)}; ask for less, or for more nodes"
+        )
+    for name, amount in wanted.resources_per_node:
+        most = max(dict(node.resources).get(name, 0) for node in nodes)
+        if amount > most:
+            table = "local" if settings.scheduler.kind == "local" else "queues.NAME"
+            mend = (
+                f"a node has {most}; ask for fewer"
+                if most
+                else f"no node has any; name it in {table}.resources_per_node of site.toml"
+            )
+            return f"resources_per_node.{name} is {amount}: {mend}"
+    bare = replace(wanted, memory_per_node=0, resources_per_node=())
+    if not any(per_node(bare, node) for node in nodes):
+        return (
+            f"gpus_per_rank is {wanted.gpus_per_rank:g} for {wanted.ranks_per_node} ranks on"
+            f" each node: a node has {max(len(node.gpus) for node in nodes)} GPUs; ask for fewer"
+        )
+    if not any(per_node(wanted, node) for node in nodes):
+        return f"no queue has nodes with all of {_asked(wanted)}; ask for less of one of them"
+    return None
+
+
+def _asked(wanted: Resources) -> str:
+    """What each node must have for the task, in words."""
+    parts = [f"{wanted.least_cores} cores", f"{wanted.gpus_per_node:g} GPUs"]
+    if wanted.memory_per_node:
+        parts.append(f"{format_bytes(wanted.memory_per_node)} of memory")
+    parts += [f"{amount} {name}" for name, amount in wanted.resources_per_node]
+    return f"{', '.join(parts[:-1])} and {parts[-1]}"

@@ -1,59 +1,33 @@
 """Which task starts where, now.  Pure (R9): plain values in, plain values out.
 
-Tasks are tried by priority, the widest first within one. The first that does not fit now gets a
-*reservation*: the nodes of a pilot on which it can start the earliest, and the time. Others may
-use those nodes only if they have ended by then (their ``wall_time`` says so) or take what the
-reserved task leaves. So a wide task waits no longer than the limits of what runs when it
-becomes the first, and small ones fill the nodes that gather for it. Each pilot carries at most one
-reservation; the first task gets the pilot that suits it best.
+Tasks are tried by priority, which grows with age, the widest first within one. The first that does
+not fit now gets a *reservation*: the nodes of a pilot on which it can start the earliest, and the
+time. Others may use those nodes only if they have ended by then (their ``wall_time`` says so) or
+take what the reserved task leaves. So a wide task waits no longer than the limits of what runs when
+it becomes the first, and small ones fill the nodes that gather for it. Each pilot carries at most
+one reservation; the first task gets the pilot that suits it best. This is EASY backfilling (Lifka,
+"The ANL/IBM SP scheduling system", JSSPP 1995), node by node and with limits in place of runtimes.
+
+Short tasks may be sent ahead of free cores (:mod:`balsam_celery.lookahead`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from balsam_celery.ledger import Holding, Ledger, NodeFree, PilotFree, members
+from balsam_celery import lookahead
+from balsam_celery.backfill import Backfill, Reservation
+from balsam_celery.bitset import compact
+from balsam_celery.candidate import Candidate
+from balsam_celery.ledger import Ledger
+from balsam_celery.lookahead import NO_LOOK_AHEAD, LookAhead
+from balsam_celery.pilotfree import Holding, PilotFree
 from balsam_celery.resources import NodeShare, Resources
 
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A task that waits for slots.
-
-    Attributes:
-        id: the task's id.
-        attempt: number that its next attempt will have.
-        resources: what it asks for.
-        wall_time: its limit in seconds.
-        kill_grace: seconds between TERM and KILL once the limit is over.
-        priority: larger goes first.
-        created: seconds since the epoch; older goes first among equals.
-        restartable: it may start where ``expected_time`` fits though ``wall_time`` does not.
-        expected_time: seconds, ``None`` when not known.
-    """
-
-    id: str
-    attempt: int
-    resources: Resources
-    wall_time: int
-    kill_grace: int
-    priority: int = 0
-    created: float = 0.0
-    restartable: bool = False
-    expected_time: float | None = None
-
-    @property
-    def limit(self) -> float:
-        """Seconds from its start until no process of it lives, at the latest."""
-        return self.wall_time + self.kill_grace
-
-    @property
-    def least_time(self) -> float:
-        """Seconds that a pilot must have left for it."""
-        if self.restartable and self.expected_time is not None:
-            return min(self.limit, self.expected_time + self.kill_grace)
-        return self.limit
+__all__ = ["Candidate", "LookAhead", "Pass", "Placement", "Reservation", "fits_ever", "place"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,76 +42,82 @@ class Placement:
 
 
 @dataclass(frozen=True, slots=True)
-class Reservation:
-    """A task that does not fit now starts on ``nodes`` of ``pilot`` at ``start`` at the latest."""
-
-    id: str
-    pilot: str
-    nodes: tuple[str, ...]
-    start: float
-
-
-@dataclass(frozen=True, slots=True)
 class Pass:
-    """What a pass decided: ``placements`` in order, ``reservations``, and the ledger after it."""
+    """What a pass decided.
+
+    Attributes:
+        placements: what starts, or is queued behind what runs, in order.
+        reservations: what is kept for tasks that do not fit yet.
+        ledger: the ledger after it.
+        recalled: (pilot, task id, attempt) of what is queued and is to be taken back if it has not
+            started.
+    """
 
     placements: tuple[Placement, ...]
     reservations: tuple[Reservation, ...]
     ledger: Ledger
+    recalled: tuple[tuple[str, str, int], ...] = ()
 
 
-@dataclass(slots=True)
-class _Held:
-    """A reservation while a pass goes on: ``spare`` cores by place that others may keep."""
-
-    wanted: Resources
-    start: float
-    spare: dict[int, int]
-
-
-def place(ledger: Ledger, candidates: Iterable[Candidate], now: float) -> Pass:
+def place(
+    ledger: Ledger,
+    candidates: Iterable[Candidate],
+    now: float,
+    *,
+    ageing: float = math.inf,
+    ahead: LookAhead = NO_LOOK_AHEAD,
+    tell_all: bool = True,
+) -> Pass:
     """Decide what starts now.
 
     Args:
         ledger: what is free.
         candidates: tasks that wait, in any order.
         now: seconds since the epoch.
+        ageing: seconds of waiting that raise a task's priority by one.
+        ahead: how far short tasks are sent ahead of free cores.
+        tell_all: also work out the reservations that nothing ran into; what starts is the same.
     """
-    pilots = _Pilots(ledger, now)
+    pilots = _Pilots(ledger, now, ahead)
     placements: list[Placement] = []
-    reservations: list[Reservation] = []
     # what runs only grows during a pass: what did not fit once does not fit later in it
     refused: set[tuple[Resources, float, float]] = set()
-    for candidate in sorted(candidates, key=_order):
+    short: dict[Resources, list[Candidate]] = defaultdict(list)
+    for candidate in sorted(candidates, key=lambda one: _order(one, now, ageing)):
         if not pilots.open:
             break
         kind = (candidate.resources, candidate.limit, candidate.least_time)
-        if kind in refused:
-            continue
-        placed = pilots.start(candidate)
-        if placed is not None:
-            placements.append(placed)
-            continue
-        refused.add(kind)
-        reserved = pilots.reserve(candidate)
-        if reserved is not None:
-            reservations.append(reserved)
-    return Pass(tuple(placements), tuple(reservations), pilots.ledger())
+        if kind not in refused:
+            placed = pilots.start(candidate)
+            if placed is not None:
+                placements.append(placed)
+                continue
+            refused.add(kind)
+            pilots.backfill.refuse(candidate)
+        if ahead.tasks and (lane := ahead.lane(candidate)) is not None:
+            short[lane].append(candidate)
+    if tell_all or ahead.tasks:
+        pilots.backfill.settle()
+    placements += pilots.send_ahead(short)
+    return Pass(
+        tuple(placements), pilots.backfill.reservations(), pilots.ledger(), pilots.recalled()
+    )
 
 
 def fits_ever(pilot: PilotFree, candidate: Candidate, now: float) -> bool:
     """The task could start in the pilot if all that runs there ended now."""
     if pilot.draining or now + candidate.least_time > pilot.deadline:
         return False
-    suiting = members(pilot.suiting(candidate.resources))
-    fitting = sum(1 for place in suiting if not pilot.nodes[place].lost)
-    return fitting >= candidate.resources.num_nodes
+    suiting = pilot.suiting(candidate.resources) & ~pilot.lost_nodes
+    return suiting.bit_count() >= candidate.resources.num_nodes
 
 
-def _order(candidate: Candidate) -> tuple[int, int, int, float, float, str]:
+def _order(
+    candidate: Candidate, now: float, ageing: float
+) -> tuple[float, int, int, int, float, str]:
     wanted = candidate.resources
     return (
-        -candidate.priority,
+        -candidate.priority - max(0.0, now - candidate.created) // ageing,
         -wanted.num_nodes,
         # the fewer share a node, the wider
         wanted.node_packing_count or 1_000_000,
@@ -150,16 +130,17 @@ def _order(candidate: Candidate) -> tuple[int, int, int, float, float, str]:
 class _Pilots:
     """The pilots while a pass goes on; a pilot is copied before its first change."""
 
-    def __init__(self, ledger: Ledger, now: float) -> None:
+    def __init__(self, ledger: Ledger, now: float, ahead: LookAhead) -> None:
         self._before = ledger
         self._now = now
+        self._ahead = ahead
         self._changed: dict[str, PilotFree] = {}
-        self._held: dict[str, _Held] = {}
         # the pilot that ends first is filled first: the others stay open for longer tasks
         self._order = sorted(
             (p for p in ledger.pilots.values() if not p.draining and p.deadline > now),
             key=lambda p: (p.deadline, p.id),
         )
+        self.backfill = Backfill(self._current, now)
 
     @property
     def open(self) -> bool:
@@ -170,157 +151,88 @@ class _Pilots:
         """The ledger after all that was started."""
         return Ledger({**self._before.pilots, **self._changed}) if self._changed else self._before
 
+    def _current(self) -> list[PilotFree]:
+        return [self._changed.get(pilot.id, pilot) for pilot in self._order]
+
+    def _own(self, pilot: PilotFree) -> PilotFree:
+        if pilot.id not in self._changed:
+            self._changed[pilot.id] = pilot.copy()
+        return self._changed[pilot.id]
+
     def start(self, candidate: Candidate) -> Placement | None:
         """Start the task where it fits best."""
         for original in self._order:
+            if self._now + candidate.least_time > original.deadline:
+                continue
             pilot = self._changed.get(original.id, original)
-            if self._now + candidate.least_time > pilot.deadline:
-                continue
             places = self._find(pilot, candidate)
-            if places is None:
-                continue
-            if pilot is original:
-                pilot = self._changed[pilot.id] = original.copy()
-            return self._take(pilot, places, candidate)
+            if places is not None and self.backfill.settle():
+                places = self._find(pilot, candidate)
+            if places is not None:
+                return self._take(self._own(pilot), places, candidate)
+        return None
+
+    def _find(self, pilot: PilotFree, candidate: Candidate) -> list[int] | None:
+        wanted = candidate.resources
+        held = self.backfill.held(pilot.id)
+        kept = 0
+        if held is not None and self._now + candidate.limit > held.start:
+            kept = held.places
+        if wanted.is_gang:
+            return compact(pilot.free_nodes & pilot.suiting(wanted) & ~kept, wanted.num_nodes)
+        for place in pilot.fitting(wanted, ~kept):
+            return [place]
+        if held is not None and kept:
+            for place in pilot.fitting(wanted, kept):
+                if held.lends(place, candidate, len(pilot.node(place).capacity.cores)):
+                    return [place]
         return None
 
     def _take(self, pilot: PilotFree, places: Sequence[int], candidate: Candidate) -> Placement:
         wanted = candidate.resources
-        shares = tuple(share for p in places if (share := pilot.nodes[p].share(wanted)) is not None)
-        until = min(self._now + candidate.limit, pilot.deadline)
-        packing = wanted.node_packing_count
-        pilot.take(Holding(candidate.id, candidate.attempt, shares, until, packing))
-        held = self._held.get(pilot.id)
+        shares = tuple(share for p in places if (share := pilot.node(p).share(wanted)) is not None)
+        held = self.backfill.held(pilot.id)
         if held is not None and self._now + candidate.limit > held.start:
             for place, share in zip(places, shares, strict=True):
                 if place in held.spare:
                     held.spare[place] -= len(share.cores)
+        return self._hold(pilot, candidate, shares, self._now + candidate.limit)
+
+    def _hold(
+        self, pilot: PilotFree, candidate: Candidate, shares: tuple[NodeShare, ...], until: float
+    ) -> Placement:
+        until = min(until, pilot.deadline)
+        pilot.take(
+            Holding(
+                candidate.id,
+                candidate.attempt,
+                shares,
+                until,
+                candidate.resources.node_packing_count,
+                self._now,
+                self._ahead.lane(candidate),
+            )
+        )
         return Placement(candidate.id, candidate.attempt, pilot.id, shares, until)
 
-    def _find(self, pilot: PilotFree, candidate: Candidate) -> list[int] | None:
-        wanted = candidate.resources
-        held = self._held.get(pilot.id)
-        if wanted.is_gang:
-            free = pilot.free_nodes & pilot.suiting(wanted)
-            for place in held.spare if held is not None else ():
-                if not self._allowed(held, pilot, place, candidate):
-                    free &= ~(1 << place)
-            return compact(free, wanted.num_nodes)
-        for place in pilot.best_fit(wanted.least_cores):
-            if (
-                self._allowed(held, pilot, place, candidate)
-                and pilot.nodes[place].share(wanted) is not None
-            ):
-                return [place]
-        return None
+    def _with_kept(self) -> Iterator[tuple[PilotFree, int]]:
+        """The pilots, each with the places that are kept for what cannot be sent ahead itself."""
+        for pilot in self._current():
+            held = self.backfill.held(pilot.id)
+            yield pilot, 0 if held is None or self._ahead.lane(held.candidate) else held.places
 
-    def _allowed(
-        self, held: _Held | None, pilot: PilotFree, place: int, candidate: Candidate
-    ) -> bool:
-        """The task may use the node without delaying the one for which it is reserved."""
-        if held is None or place not in held.spare or self._now + candidate.limit <= held.start:
-            return True
-        wanted = candidate.resources
-        if (wanted.gpus_per_rank and held.wanted.gpus_per_rank) or (
-            wanted.node_packing_count and held.wanted.node_packing_count
-        ):
-            return False
-        return wanted.cores_on(len(pilot.nodes[place].capacity.cores)) <= held.spare[place]
+    def send_ahead(self, short: Mapping[Resources, Sequence[Candidate]]) -> list[Placement]:
+        """Queue short tasks behind what runs."""
+        if not short:
+            return []
+        chosen = list(lookahead.choose(list(self._with_kept()), short, self._ahead, self._now))
+        placements = []
+        for candidate, pilot, holding in chosen:
+            shares = (replace(holding.shares[0], queued=True),)
+            until = self._now + self._ahead.patience + candidate.limit
+            placements.append(self._hold(self._own(pilot), candidate, shares, until))
+        return placements
 
-    def reserve(self, candidate: Candidate) -> Reservation | None:
-        """Keep nodes for a task that does not fit now, in the pilot that has them first."""
-        best: tuple[float, PilotFree, list[int]] | None = None
-        for original in self._order:
-            if original.id in self._held:
-                continue
-            pilot = self._changed.get(original.id, original)
-            found = self._earliest(pilot, candidate)
-            if found is None or found[0] + candidate.least_time > pilot.deadline:
-                continue
-            if best is None or found[0] < best[0]:
-                best = (found[0], pilot, found[1])
-        if best is None:
-            return None
-        start, pilot, places = best
-        wanted = candidate.resources
-        spare = {}
-        for place in places:
-            after = _node_after(pilot, place, start)
-            spare[place] = len(after.cores) - wanted.cores_on(len(after.capacity.cores))
-        self._held[pilot.id] = _Held(wanted, start, spare)
-        names = tuple(pilot.nodes[place].capacity.name for place in places)
-        return Reservation(candidate.id, pilot.id, names, start)
-
-    def _earliest(self, pilot: PilotFree, candidate: Candidate) -> tuple[float, list[int]] | None:
-        """When the task could start in the pilot at the latest, and on which nodes."""
-        wanted = candidate.resources
-        suiting = pilot.suiting(wanted)
-        if self._now + candidate.least_time > pilot.deadline:
-            return None
-        when = {
-            place: start
-            for place in members(suiting if suiting.bit_count() >= wanted.num_nodes else 0)
-            if (start := self._node_earliest(pilot, place, wanted)) is not None
-        }
-        if len(when) < wanted.num_nodes:
-            return None
-        start = sorted(when.values())[wanted.num_nodes - 1]
-        free_by_then = sum(1 << place for place, time in when.items() if time <= start)
-        places = compact(free_by_then, wanted.num_nodes)
-        return None if places is None else (start, places)
-
-    def _node_earliest(self, pilot: PilotFree, place: int, wanted: Resources) -> float | None:
-        node = pilot.nodes[place]
-        if node.lost:
-            return None
-        if node.share(wanted) is not None:
-            return self._now
-        for holding in sorted(pilot.on_node(place), key=lambda h: (h.until, h.id)):
-            node = _without(node, holding)
-            if node.share(wanted) is not None:
-                return max(holding.until, self._now)
-        return None
-
-
-def _without(node: NodeFree, holding: Holding) -> NodeFree:
-    [share] = [share for share in holding.shares if share.node == node.capacity.name]
-    return node.with_given_back(share, holding.packing)
-
-
-def _node_after(pilot: PilotFree, place: int, time: float) -> NodeFree:
-    """The node as it is at ``time`` when all that runs takes its whole limit."""
-    node = pilot.nodes[place]
-    for holding in pilot.on_node(place):
-        if holding.until <= time:
-            node = _without(node, holding)
-    return node
-
-
-def compact(places: int, count: int) -> list[int] | None:
-    """``count`` of ``places`` (a bit set), as near to each other as can be.
-
-    Neighbours are taken from the shortest row that holds them, so that long rows stay whole.
-    """
-    if places.bit_count() < count:
-        return None
-    # a bit stays where it and the next ``count`` - 1 are all set
-    starts, length = places, 1
-    while length < count:
-        step = min(length, count - length)
-        starts &= starts >> step
-        length += step
-    rows = members(starts & ~(places << 1))
-    row = min(rows, key=lambda first: (_row_length(places >> first), first), default=None)
-    if row is not None:
-        return list(range(row, row + count))
-    spread = list(members(places))
-    _, first = min(
-        (spread[first + count - 1] - spread[first], first)
-        for first in range(len(spread) - count + 1)
-    )
-    return spread[first : first + count]
-
-
-def _row_length(places: int) -> int:
-    """How many of the lowest bits are set without a gap."""
-    return (~places & (places + 1)).bit_length() - 1
+    def recalled(self) -> tuple[tuple[str, str, int], ...]:
+        """What is queued and is to be taken back."""
+        return tuple(lookahead.recalled(self._with_kept(), self._ahead, self._now))

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from balsam_celery.amounts import counts_of
 from balsam_celery.durations import parse_duration
 from balsam_celery.errors import InvalidInput, SettingsError
 
@@ -67,6 +68,7 @@ class LocalSettings:
     cores_per_node: int = 1
     gpus_per_node: int = 0  # pretended
     memory_per_node: int = 0  # bytes; 0: not accounted
+    resources_per_node: dict[str, int] = field(default_factory=dict)  # what the site counts itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,7 @@ class QueueSettings:
     cores_per_node: int = 0  # must be given; of the local scheduler, ``[local]`` says it
     gpus_per_node: int = 0
     memory_per_node: int = 0  # bytes; 0: not accounted
+    resources_per_node: dict[str, int] = field(default_factory=dict)  # what the site counts itself
     directives: tuple[str, ...] = ()  # added to those of ``[scheduler]`` for this queue
 
 
@@ -275,6 +278,8 @@ def _value(kind: Any, plain: Any, where: str) -> Any:
         return parse_duration(plain, where)
     if dataclasses.is_dataclass(kind):
         return _table(typing.cast(type[Any], kind), plain, where)
+    if kind == dict[str, int]:
+        return dict(counts_of(plain, where))
     if isinstance(kind, types.GenericAlias) and kind.__origin__ is dict:
         if not isinstance(plain, dict):
             raise InvalidInput(f"{where} is {plain!r}: make it tables, [{where}.NAME]")

@@ -77,7 +77,9 @@ def init(
     file.set("redis", {**redis, "port": free_port()})
     file.set("flower", {"port": free_port()})
     if machine.scheduler == "local":
-        file.set("local", dataclasses.asdict(local))
+        # of what the site counts by itself nothing can be found
+        shape = {key: value for key, value in dataclasses.asdict(local).items() if value != {}}
+        file.set("local", shape)
         file.set_queue("local", {"max_nodes": local.nodes})
     else:
         _describe(file, machine, say)

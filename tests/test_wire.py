@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from balsam_celery.wire import Heartbeat, MalformedMessage, Report, decode
+from balsam_celery.resources import NodeCapacity, NodeShare
+from balsam_celery.wire import Heartbeat, MalformedMessage, Report, decode, encode
 
 DEEP = "[" * 200_000
 HUGE = "1" + "0" * 400
@@ -30,6 +31,32 @@ HUGE = "1" + "0" * 400
 def test_refused(text: str | bytes) -> None:
     with pytest.raises(MalformedMessage):
         decode(Report, text)
+
+
+@pytest.mark.parametrize(
+    ("cls", "text", "value"),
+    [
+        (NodeShare, '{"node": "n", "cores": [1], "gpus": []}', NodeShare("n", (1,))),
+        (
+            NodeCapacity,
+            '{"name": "n", "cores": [1], "gpus": [], "memory": 5, "pinned": true, "lost": false}',
+            NodeCapacity("n", (1,), memory=5, pinned=True),
+        ),
+    ],
+)
+def test_what_an_earlier_release_wrote_is_read(cls: type[object], text: str, value: object) -> None:
+    assert decode(cls, text) == value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        NodeShare("n", (0, 1), memory=1 << 40, resources=(("licence", 2), ("nvme", 1))),
+        NodeCapacity("n", (0,), memory=1 << 40, resources=(("licence", 2),)),
+    ],
+)
+def test_memory_and_resources_survive_the_wire(value: object) -> None:
+    assert decode(type(value), encode(value)) == value
 
 
 def test_a_whole_number_is_a_time() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from balsam_celery.amounts import counts_from
 from balsam_celery.store.rows import AllocationRow, AttemptRow, EventRow, PilotRow, TaskRow
 
 Plain = dict[str, Any]
@@ -21,7 +22,11 @@ _RESOURCES = (
     "gpus_per_rank",
     "node_packing_count",
     "cpu_affinity",
+    "memory_per_node",
 )
+#: What rows of an earlier release lack.
+_NO_SHARE: Plain = {"memory": 0, "resources": [], "queued": False}
+_NO_NODE: Plain = {"resources": []}
 
 
 def timestamp(seconds: float | None) -> str | None:
@@ -66,7 +71,10 @@ def whole_task(
         "literal": row.literal,
         "arguments": row.arguments,
         "argv": row.argv,
-        "resources": {name: getattr(row, name) for name in _RESOURCES},
+        "resources": {
+            **{name: getattr(row, name) for name in _RESOURCES},
+            "resources_per_node": dict(counts_from(row.resources_per_node)),
+        },
         "launcher": row.launcher,
         "environment": row.environment,
         "wall_time": row.wall_time,
@@ -84,7 +92,7 @@ def whole_task(
         "parents": list(parents),
         "children": list(children),
         "pilot": row.pilot,
-        "nodes": row.shares or [],
+        "nodes": [_counted(_NO_SHARE, share) for share in row.shares or ()],
         "kill_requested": timestamp(row.kill_requested),
         "kill_reason": row.kill_reason,
         "result": row.result,
@@ -99,7 +107,7 @@ def attempt(row: AttemptRow) -> Plain:
         "number": row.number,
         "allocation": row.allocation,
         "pilot": row.pilot,
-        "nodes": row.nodes,
+        "nodes": [_counted(_NO_SHARE, share) for share in row.nodes],
         "argv": row.argv,
         "work_dir": row.work_dir,
         "environment_digest": row.environment_digest,
@@ -156,7 +164,7 @@ def pilot(row: PilotRow) -> Plain:
         "state": row.state,
         "host": row.host,
         "pid": row.pid,
-        "nodes": row.nodes,
+        "nodes": [_counted(_NO_NODE, node) for node in row.nodes],
         "registered": timestamp(row.registered),
         "heartbeat": timestamp(row.heartbeat),
         "end_time": timestamp(row.end_time),
@@ -164,3 +172,9 @@ def pilot(row: PilotRow) -> Plain:
         "idle_since": timestamp(row.idle_since),
         "reason": row.reason,
     }
+
+
+def _counted(missing: Plain, plain: Plain) -> Plain:
+    """A plain ``NodeShare`` or ``NodeCapacity`` with its countable resources as an object."""
+    whole = missing | plain
+    return whole | {"resources": dict(whole["resources"])}

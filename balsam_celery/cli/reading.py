@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from balsam_celery.amounts import format_bytes
 from balsam_celery.cli import describe
 from balsam_celery.cli.output import echo_json, local_time, plural, say, table, visible
 from balsam_celery.cli.selection import Selection, filter_options, ids_argument, json_option
@@ -119,8 +120,15 @@ def show(as_json: bool, **options: Any) -> None:
         _print_task(plain)
 
 
+def _resources(resources: dict[str, Any]) -> str:
+    plain = {key: value for key, value in resources.items() if value}
+    if memory := plain.get("memory_per_node"):
+        plain["memory_per_node"] = format_bytes(memory)
+    plain |= plain.pop("resources_per_node", {})
+    return ", ".join(f"{key} {value}" for key, value in plain.items())
+
+
 def _print_task(plain: dict[str, Any]) -> None:
-    resources = plain["resources"]
     lines = [
         ("id", plain["id"]),
         ("name", plain["name"]),
@@ -130,7 +138,7 @@ def _print_task(plain: dict[str, Any]) -> None:
         ("command", _quoted(plain["argv"] or plain["command"])),
         ("state", plain["state"] + (" (kill requested)" if plain["kill_requested"] else "")),
         ("reason", plain["reason"]),
-        ("resources", ", ".join(f"{key} {value}" for key, value in resources.items() if value)),
+        ("resources", _resources(plain["resources"])),
         ("wall time", format_duration(plain["wall_time"]) if plain["wall_time"] else ""),
         ("priority", str(plain["priority"]) if plain["priority"] else ""),
         ("retries", f"{plain['failures']} failed, {plain['max_retries']} retries allowed"),

@@ -57,7 +57,7 @@ def init(
     has what was found, for you to read and change. Of a local site without --nodes and
     --cores-per-node this machine's cores become two virtual nodes.
     """
-    given = {key: value for key, value in virtual.items() if value is not None}
+    given: dict[str, Any] = {key: value for key, value in virtual.items() if value is not None}
     local = dataclasses.replace(LocalSettings(), **given) if given else None
     kind = scheduler or ("local" if given else "auto")
     if given and kind != "local":

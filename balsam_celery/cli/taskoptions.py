@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from balsam_celery.amounts import counts_given
 from balsam_celery.errors import InvalidInput
 from balsam_celery.tasks.options import LAUNCHERS
 
@@ -18,8 +19,8 @@ def _option(*names: str, **settings: Any) -> Callable[[F], F]:
     return click.option(*names, default=None, **settings)
 
 
-#: Parameter → option; each parameter is a task field as ``program()`` takes it, but for ``tag``
-#: and ``env``.
+#: Parameter → option; each parameter is a task field as ``program()`` takes it, but for ``tag``,
+#: ``resource`` and ``env``.
 _OPTIONS: dict[str, Callable[[Any], Any]] = {
     "workflow": _option("--workflow", metavar="NAME", help="What the tasks belong to."),
     "tag": _option(
@@ -60,6 +61,16 @@ _OPTIONS: dict[str, Callable[[Any], Any]] = {
         "--cpu-affinity",
         metavar="HOW",
         help="depth: bind to cores; none: do not.  [default: depth]",
+    ),
+    "memory_per_node": _option(
+        "--memory-per-node", metavar="SIZE", help="Memory on each node: bytes, 4GiB, 4GB."
+    ),
+    "resource": _option(
+        "--resource",
+        multiple=True,
+        metavar="NAME=AMOUNT",
+        help="What it takes on each node of what the site counts by itself, such as licence=2;"
+        " may be repeated.",
     ),
     "launcher": _option(
         "--launcher", metavar="KIND", help=f"How ranks start: {', '.join(LAUNCHERS)}."
@@ -108,7 +119,8 @@ def given_options(options: dict[str, Any]) -> dict[str, Any]:
     """The options that were given, taken out of ``options``, as ``program()`` takes them.
 
     Raises:
-        InvalidInput: ``--env`` names no variable, or one that is not set.
+        InvalidInput: ``--env`` names no variable, or one that is not set; ``--resource`` is not
+            ``NAME=AMOUNT``.
     """
     given: dict[str, Any] = {}
     for name in _OPTIONS:
@@ -117,6 +129,8 @@ def given_options(options: dict[str, Any]) -> dict[str, Any]:
             continue
         if name == "tag":
             given["tags"] = list(value)
+        elif name == "resource":
+            given["resources_per_node"] = counts_given(value, "--resource")
         elif name == "env":
             given["environment"] = _environment(value)
         else:

@@ -25,6 +25,7 @@ def completed(node: NodeCapacity, queue: QueueSettings | None) -> NodeCapacity:
         cores=node.cores or tuple(range(queue.cores_per_node)),
         gpus=node.gpus or tuple(range(queue.gpus_per_node)),
         memory=node.memory or queue.memory_per_node,
+        resources=node.resources or tuple(sorted(queue.resources_per_node.items())),
     )
 
 

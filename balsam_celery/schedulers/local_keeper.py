@@ -181,7 +181,14 @@ def job_nodes(config: Config, record: Record, usable: list[int]) -> JobNodes:
         cores = ids[index * local.cores_per_node : (index + 1) * local.cores_per_node]
         gpus = range(index * local.gpus_per_node, (index + 1) * local.gpus_per_node)
         nodes.append(
-            NodeCapacity(f"vnode{index}", tuple(cores), tuple(gpus), local.memory_per_node, pinned)
+            NodeCapacity(
+                f"vnode{index}",
+                tuple(cores),
+                tuple(gpus),
+                local.memory_per_node,
+                pinned,
+                resources=tuple(sorted(local.resources_per_node.items())),
+            )
         )
     end = (record.started or time.time()) + record.wall_time
     return JobNodes(tuple(nodes), end, record.native_id, virtual=True)

@@ -11,7 +11,8 @@ import redis
 from celery import Celery
 
 from balsam_celery import keys
-from balsam_celery.ledger import Ledger, concurrency
+from balsam_celery.ledger import Ledger
+from balsam_celery.pilotfree import PilotFree
 from balsam_celery.service import hooks, kill
 from balsam_celery.service.place import Sent
 from balsam_celery.service.publish import Publisher
@@ -101,13 +102,13 @@ class Dispatcher:
             return
         is_all_told = True
         for pilot in ledger.pilots.values():
-            nodes, gang = concurrency(pilot)
-            values = {**nodes, keys.GANG: gang} if len(nodes) > 1 else nodes
             at, told = self._told.get(pilot.id, (0.0, {}))
-            if values == told:
-                continue
             if now < at + _LIMITS:
                 is_all_told = False
+                continue
+            nodes, gang = concurrency(pilot)
+            values = {**nodes, keys.GANG: gang} if len(nodes) > 1 else nodes
+            if values == told:
                 continue
             mapping: dict[Any, Any] = dict(values)
             self._client.hset(keys.limits(self._prefix, pilot.id), mapping=mapping)
@@ -118,3 +119,19 @@ class Dispatcher:
     def close(self) -> None:
         """Drop the connection."""
         self._publisher.close()
+
+
+def concurrency(pilot: PilotFree) -> tuple[dict[str, int], int]:
+    """What each worker of a pilot may run at once (DESIGN section 6).
+
+    Returns:
+        By node name: its cores, 0 while a task of several nodes holds it; and, for the gang
+        worker: the nodes that no single-node task holds.
+    """
+    every = pilot.nodes
+    nodes = {
+        node.capacity.name: 0 if node.gang or node.lost else len(node.capacity.cores)
+        for node in every
+    }
+    gang = sum(1 for node in every if not node.lost and (node.gang or not node.holders))
+    return nodes, gang

@@ -9,9 +9,9 @@ from sqlalchemy import Connection, select
 
 from balsam_celery import keys
 from balsam_celery.durations import format_duration
-from balsam_celery.ledger import PilotFree
+from balsam_celery.pilotfree import PilotFree
 from balsam_celery.placement import Candidate, fits_ever
-from balsam_celery.resources import NodeCapacity, Resources
+from balsam_celery.resources import NodeCapacity
 from balsam_celery.service.reap import delete_keys
 from balsam_celery.service.reconcile import heartbeats
 from balsam_celery.settings import Settings
@@ -102,7 +102,8 @@ def _mark_idle(conn: Connection, settings: Settings, now: float) -> list[PilotRo
     )
     busy = {row.pilot for row in scans.on_pilots(conn)}
     waiting = [
-        _candidate(shape, settings.site.kill_grace) for shape in scans.backlog(conn, now=now)
+        Candidate("", 0, shape.resources, shape.wall_time, settings.site.kill_grace)
+        for shape in scans.backlog(conn, now=now)
     ]
     for pilot in allocations.list_pilots(conn, (PilotState.LIVE,)):
         live = (PilotState.LIVE,)
@@ -123,18 +124,6 @@ def _mark_idle(conn: Connection, settings: Settings, now: float) -> list[PilotRo
     # one that is told to drain while busy lets what runs there end first
     draining = allocations.list_pilots(conn, (PilotState.DRAINING,))
     return [pilot for pilot in draining if pilot.id not in busy]
-
-
-def _candidate(shape: scans.BacklogShape, grace: int) -> Candidate:
-    wanted = Resources(
-        num_nodes=shape.num_nodes,
-        ranks_per_node=shape.ranks_per_node,
-        threads_per_rank=shape.threads_per_rank,
-        threads_per_core=shape.threads_per_core,
-        gpus_per_rank=shape.gpus_per_rank,
-        node_packing_count=shape.node_packing_count,
-    )
-    return Candidate("", 0, wanted, shape.wall_time, grace)
 
 
 def sweep(store: Store, client: redis.Redis, site: Site) -> None:

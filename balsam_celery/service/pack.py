@@ -11,7 +11,6 @@ from sqlalchemy import ColumnElement, Connection, select, text
 from balsam_celery.limits import fits_some_queue, policy_of, queues_of
 from balsam_celery.packing import Demand, Plan
 from balsam_celery.packing import pack as plan_allocations
-from balsam_celery.resources import Resources
 from balsam_celery.schedulers.base import Scheduler
 from balsam_celery.service.alone import alone
 from balsam_celery.service.backoff import Pause, pauses
@@ -72,11 +71,11 @@ def _write_plan(conn: Connection, site: Site, now: float) -> Packed:
     hopeless = {
         shape: reason
         for shape in shapes
-        if (reason := fits_some_queue(_resources(shape), shape.wall_time, settings)) is not None
+        if (reason := fits_some_queue(shape.resources, shape.wall_time, settings)) is not None
     }
     changes = _fail_hopeless(conn, hopeless, now) if hopeless else ()
     backlog = [
-        Demand(_resources(shape), shape.wall_time, shape.count)
+        Demand(shape.resources, shape.wall_time, shape.count)
         for shape in shapes
         if shape not in hopeless
     ]
@@ -109,17 +108,6 @@ def _write_plan(conn: Connection, site: Site, now: float) -> Packed:
         )  # fmt: skip
     insert_requests(conn, site, plan.requests, now=now)
     return Packed(replace(plan, cancel=cancel), changes=changes, paused=paused)
-
-
-def _resources(shape: BacklogShape) -> Resources:
-    return Resources(
-        num_nodes=shape.num_nodes,
-        ranks_per_node=shape.ranks_per_node,
-        threads_per_rank=shape.threads_per_rank,
-        threads_per_core=shape.threads_per_core,
-        gpus_per_rank=shape.gpus_per_rank,
-        node_packing_count=shape.node_packing_count,
-    )
 
 
 def _fail_hopeless(

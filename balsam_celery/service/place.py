@@ -9,7 +9,8 @@ from pathlib import Path
 
 from sqlalchemy import Connection, select
 
-from balsam_celery.ledger import Holding, Ledger
+from balsam_celery.ledger import Ledger
+from balsam_celery.pilotfree import Holding
 from balsam_celery.placement import Placement
 from balsam_celery.resources import NodeCapacity, NodeShare
 from balsam_celery.service.cases import Batch, Change

@@ -26,6 +26,8 @@ SHAPE = (
     "threads_per_core",
     "gpus_per_rank",
     "node_packing_count",
+    "memory_per_node",
+    "resources_per_node",
     "wall_time",
 )
 Shape = tuple[object, ...]
@@ -80,15 +82,7 @@ def candidates_of(window: Iterable[Waiting], kill_grace: int, most: int) -> dict
         if seen[kind] > most + 1:
             continue
         if kind not in wanted:
-            wanted[kind] = Resources(
-                num_nodes=row.num_nodes,
-                ranks_per_node=row.ranks_per_node,
-                threads_per_rank=row.threads_per_rank,
-                threads_per_core=row.threads_per_core,
-                gpus_per_rank=row.gpus_per_rank,
-                node_packing_count=row.node_packing_count,
-                cpu_affinity=row.cpu_affinity,
-            )
+            wanted[kind] = row.resources
         found[row.id] = Candidate(
             id=row.id,
             attempt=row.attempt + 1,

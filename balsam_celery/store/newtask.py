@@ -23,6 +23,8 @@ class NewTask:
         tags: no order, no doubles.
         parents: ids, in the order in which their results are handed on; each in the same call
             or in the table already.
+        memory_per_node: bytes.
+        resources_per_node: ``amounts.counts_text``.
         wall_time: seconds; needed for kind ``program``.
     """
 
@@ -45,6 +47,8 @@ class NewTask:
     gpus_per_rank: float = 0.0
     node_packing_count: int | None = None
     cpu_affinity: str = "depth"
+    memory_per_node: int = 0
+    resources_per_node: str = ""
     launcher: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     wall_time: int = 0
@@ -62,8 +66,8 @@ class NewTask:
     parents: Sequence[str] = ()
 
 
-#: The least and the greatest of what PostgreSQL's INTEGER holds.
-_INTEGER = 2**31
+#: The least and the greatest of what PostgreSQL's INTEGER and BIGINT hold.
+_INTEGER, _BIGINT = 2**31, 2**63
 _INTEGERS = (
     "num_nodes",
     "ranks_per_node",
@@ -81,6 +85,7 @@ _LENGTHS = {
     "application": 200,
     "launcher": 64,
     "cpu_affinity": 16,
+    "resources_per_node": 500,
 }
 _CHOICES = {
     "kind": ("program", "celery"),
@@ -117,6 +122,8 @@ def _check(task: NewTask) -> None:
         value = getattr(task, name)
         if value is not None and not -_INTEGER <= value < _INTEGER:
             raise InvalidInput(f"{name} is {value}: give a number under {_INTEGER}")
+    if not 0 <= task.memory_per_node < _BIGINT:
+        raise InvalidInput(f"memory_per_node is {task.memory_per_node}: give 0 to {_BIGINT - 1}")
     if task.kind == "program" and task.wall_time < 1:
         raise InvalidInput(f"wall_time is {task.wall_time}: give a time above zero")
     if len(set(task.parents)) < len(task.parents):

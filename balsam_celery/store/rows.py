@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import RowMapping
 
+from balsam_celery.amounts import counts_from
 from balsam_celery.resources import Resources
 from balsam_celery.states import State
 
@@ -49,6 +50,42 @@ class EffectKind(StrEnum):
     ERRBACK = "errback"
 
 
+class Shape(Protocol):
+    """The columns of a task that say what it asks of nodes."""
+
+    @property
+    def num_nodes(self) -> int: ...
+    @property
+    def ranks_per_node(self) -> int: ...
+    @property
+    def threads_per_rank(self) -> int: ...
+    @property
+    def threads_per_core(self) -> int: ...
+    @property
+    def gpus_per_rank(self) -> float: ...
+    @property
+    def node_packing_count(self) -> int | None: ...
+    @property
+    def memory_per_node(self) -> int: ...
+    @property
+    def resources_per_node(self) -> str: ...
+
+
+def resources_of(row: Shape, cpu_affinity: str = "depth") -> Resources:
+    """What a task with these columns asks of nodes."""
+    return Resources(
+        num_nodes=row.num_nodes,
+        ranks_per_node=row.ranks_per_node,
+        threads_per_rank=row.threads_per_rank,
+        threads_per_core=row.threads_per_core,
+        gpus_per_rank=row.gpus_per_rank,
+        node_packing_count=row.node_packing_count,
+        cpu_affinity=cpu_affinity,
+        memory_per_node=row.memory_per_node,
+        resources_per_node=counts_from(row.resources_per_node),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class TaskRow:
     """A task: columns of ``schema.task`` and its tags, sorted."""
@@ -72,6 +109,8 @@ class TaskRow:
     gpus_per_rank: float
     node_packing_count: int | None
     cpu_affinity: str
+    memory_per_node: int
+    resources_per_node: str
     launcher: str | None
     environment: dict[str, str]
     wall_time: int
@@ -111,15 +150,7 @@ class TaskRow:
     @property
     def resources(self) -> Resources:
         """What it asks of nodes."""
-        return Resources(
-            num_nodes=self.num_nodes,
-            ranks_per_node=self.ranks_per_node,
-            threads_per_rank=self.threads_per_rank,
-            threads_per_core=self.threads_per_core,
-            gpus_per_rank=self.gpus_per_rank,
-            node_packing_count=self.node_packing_count,
-            cpu_affinity=self.cpu_affinity,
-        )
+        return resources_of(self, self.cpu_affinity)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Select, func, select, text
 
+from balsam_celery.resources import Resources
 from balsam_celery.store import schema
 from balsam_celery.store.queries import read_tasks
-from balsam_celery.store.rows import TaskRow
+from balsam_celery.store.rows import TaskRow, resources_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +33,16 @@ class BacklogShape:
     threads_per_core: int
     gpus_per_rank: float
     node_packing_count: int | None
+    memory_per_node: int
+    resources_per_node: str
     wall_time: int
     count: int
     oldest: float
+
+    @property
+    def resources(self) -> Resources:
+        """What each asks of nodes."""
+        return resources_of(self)
 
 
 class Waiting(NamedTuple):
@@ -52,9 +60,16 @@ class Waiting(NamedTuple):
     gpus_per_rank: float
     node_packing_count: int | None
     cpu_affinity: str
+    memory_per_node: int
+    resources_per_node: str
     wall_time: int
     restartable: bool
     expected_time: float | None
+
+    @property
+    def resources(self) -> Resources:
+        """What it asks of nodes."""
+        return resources_of(self, self.cpu_affinity)
 
 
 def placeable(
@@ -86,6 +101,8 @@ def backlog(conn: Connection, *, now: float) -> list[BacklogShape]:
         task.c.threads_per_core,
         task.c.gpus_per_rank,
         task.c.node_packing_count,
+        task.c.memory_per_node,
+        task.c.resources_per_node,
         task.c.wall_time,
     )
     count, oldest = func.count().label("count"), func.min(task.c.created).label("oldest")

@@ -95,6 +95,9 @@ task = Table(
     Column("gpus_per_rank", Double, nullable=False),
     Column("node_packing_count", Integer),
     Column("cpu_affinity", String(16), nullable=False),
+    Column("memory_per_node", BigInteger, nullable=False, server_default="0"),  # bytes
+    # ``amounts.counts_text``: "licence=2,nvme=1"
+    Column("resources_per_node", String(500), nullable=False, server_default=""),
     Column("launcher", String(64)),
     Column("environment", Json, nullable=False),
     # limits and policy; seconds
@@ -134,6 +137,7 @@ PENDING_STEP_SQL = "state IN ('READY', 'STAGED_IN', 'RUN_DONE', 'RUN_ERROR', 'RU
 for _name, _columns, _where in (
     ("ix_task_placeable", (task.c.priority.desc(), task.c.num_nodes.desc(), task.c.created),
      PLACEABLE_SQL),
+    ("ix_task_waiting_created", (task.c.created,), PLACEABLE_SQL),
     ("ix_task_on_pilot", (task.c.pilot,), ON_PILOT_SQL),
     ("ix_task_pending_step", (task.c.state, task.c.changed), PENDING_STEP_SQL),
     ("ix_task_kill_requested", (task.c.kill_requested,), KILL_SQL),
@@ -220,6 +224,7 @@ allocation = Table(
     Column("run_dir", Text, nullable=False),
 )
 Index("ix_allocation_state", allocation.c.state)
+Index("ix_allocation_queue_created", allocation.c.queue, allocation.c.created)
 
 pilot = Table(
     "pilot",
@@ -253,6 +258,17 @@ effect = Table(
 )
 Index("ix_effect_not_before", effect.c.not_before)
 Index("ix_effect_task", effect.c.task)
+
+#: How long attempts ran that ended with exit 0, counted in steps of time
+#: (``balsam_celery.runtimes``); those of tasks that are pruned stay counted.
+runtime = Table(
+    "runtime",
+    metadata,
+    Column("application", String(200), primary_key=True),
+    Column("shape", String(100), primary_key=True),  # ``runtimes.shape_of``
+    Column("bucket", Integer, primary_key=True),
+    Column("count", BigInteger, nullable=False),
+)
 
 lease = Table(
     "lease",

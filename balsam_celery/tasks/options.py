@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
+from balsam_celery.amounts import counts_of, parse_bytes
 from balsam_celery.commands import check_literal, to_text
 from balsam_celery.durations import parse_duration
 from balsam_celery.errors import InvalidInput
@@ -48,6 +49,8 @@ class ProgramOptions(TypedDict, total=False):
     gpus_per_rank: float
     node_packing_count: int | None
     cpu_affinity: str
+    memory_per_node: int | str | None  # bytes, or text such as "4GiB"
+    resources_per_node: Mapping[str, int] | None  # such as {"licence": 2}
     launcher: str | None  # one of LAUNCHERS; the site's unless given
     environment: Mapping[str, object] | None
     wall_time: int | float | str | None  # the site's default unless given
@@ -106,7 +109,7 @@ def changed(base: TaskOptions, changes: Mapping[str, Any]) -> TaskOptions:
     hooks = dict(base.hooks)
     for name, value in changes.items():
         if name in RESOURCES:
-            resources[name] = value
+            resources[name] = _AMOUNTS[name](value, name) if name in _AMOUNTS else value
         elif name in HOOKS:
             hooks[name] = _hook(name, value)
         elif name in _CHECKS:
@@ -226,6 +229,11 @@ def _hook(name: str, value: Any) -> list[Any]:
     return list(value)
 
 
+#: Resources that are given otherwise than ``Resources`` has them.
+_AMOUNTS: dict[str, Callable[[object, str], Any]] = {
+    "memory_per_node": parse_bytes,
+    "resources_per_node": counts_of,
+}
 _CHECKS = {
     "name": _text,
     "workflow": _text,

@@ -12,6 +12,7 @@ from celery import Celery
 from celery.utils.time import maybe_make_aware
 from kombu.utils.json import dumps as kombu_dumps
 
+from balsam_celery.amounts import counts_text
 from balsam_celery.commands import PENDING, check_values, field_names, render
 from balsam_celery.errors import InvalidInput
 from balsam_celery.packing import fits_some_queue
@@ -124,6 +125,8 @@ class RowMaker:
             gpus_per_rank=float(resources.gpus_per_rank),
             node_packing_count=resources.node_packing_count,
             cpu_affinity=resources.cpu_affinity,
+            memory_per_node=resources.memory_per_node,
+            resources_per_node=counts_text(resources.resources_per_node),
             launcher=chosen.launcher,
             environment=chosen.environment,
             wall_time=wall_time,

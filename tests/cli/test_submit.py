@@ -8,6 +8,7 @@ from balsam_celery.states import State
 from balsam_celery.store.queries import attempts, get_task
 from balsam_celery.store.rows import TaskRow
 from tests.cli.conftest import Cli
+from tests.toml_keys import set_keys
 
 NASTY = [
     "a b",
@@ -52,6 +53,25 @@ def test_options_become_fields(cli: Cli) -> None:
     assert (row.max_retries, row.restartable) == (2, True)
     assert row.environment == {"A": "1=2", "B": ""}
     assert row.application == "prog"
+
+
+def test_memory_and_countable_resources(cli: Cli) -> None:
+    set_keys(cli.site, "local", resources_per_node="{ licence = 2, nvme = 1 }")
+    (row,) = submitted(
+        cli, "--memory-per-node", "1.5GiB", "--resource", "nvme=1", "--resource", "licence=2", "p"
+    )
+    assert (row.memory_per_node, row.resources_per_node) == (3 << 29, "licence=2,nvme=1")
+    shown = cli.json("show", row.id)["resources"]
+    assert (shown["memory_per_node"], shown["resources_per_node"]) == (
+        3 << 29,
+        {"licence": 2, "nvme": 1},
+    )
+    assert "memory_per_node 1.5GiB, licence 2, nvme 1" in cli("show", row.id).stdout
+    cli("app", "add", "kept", "--resource", "licence=1", "--memory-per-node", "1GB", "--", "p")
+    (row,) = submitted(cli, "--app", "kept")
+    assert (row.memory_per_node, row.resources_per_node) == (10**9, "licence=1")
+    words = cli.refused("submit", "--resource", "licence=3", "--", "p")
+    assert words == "resources_per_node.licence is 3: a node has 2; ask for fewer"
 
 
 def test_json_is_the_new_tasks(cli: Cli) -> None:
@@ -155,6 +175,13 @@ REFUSED = {
     "unknown program": (["--app", "nonesuch", "x=1"], "nonesuch"),
     "bad launcher": (["--launcher", "srunn", "--", "p"], "launcher is 'srunn'"),
     "bad affinity": (["--cpu-affinity", "x", "--", "p"], "cpu_affinity is 'x'"),
+    "memory of letters": (["--memory-per-node", "4G", "--", "p"], "memory_per_node is '4G': give"),
+    "resource without amount": (
+        ["--resource", "gpu", "p"],
+        "--resource is 'gpu': give NAME=",
+    ),
+    "resource of zero": (["--resource", "a=0", "p"], "resources_per_node.a is 0: give a whole"),
+    "unknown resource": (["--resource", "a=1", "p"], "no node has any; name it in local.resources"),
     "empty tag": (["--tag", "", "--", "p"], "empty tag"),
     "long name": (["--name", "x" * 201, "--", "p"], "200"),
     "not UTF-8": (["p", "\udcff"], "not UTF-8"),

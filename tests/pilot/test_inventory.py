@@ -51,9 +51,16 @@ def test_memory_is_never_more_than_was_told() -> None:
 
 
 def test_the_queue_tells_what_the_scheduler_does_not() -> None:
-    queue = QueueSettings(cores_per_node=3, gpus_per_node=2, memory_per_node=99)
-    assert completed(NodeCapacity("n", ()), queue) == NodeCapacity("n", (0, 1, 2), (0, 1), 99)
-    told = NodeCapacity("n", (5,), (6,), 7)
+    queue = QueueSettings(
+        cores_per_node=3,
+        gpus_per_node=2,
+        memory_per_node=99,
+        resources_per_node={"nvme": 1, "licence": 2},
+    )
+    assert completed(NodeCapacity("n", ()), queue) == NodeCapacity(
+        "n", (0, 1, 2), (0, 1), 99, resources=(("licence", 2), ("nvme", 1))
+    )
+    told = NodeCapacity("n", (5,), (6,), 7, resources=(("nvme", 3),))
     assert completed(told, queue) == told
     assert completed(told, None) == told
 

@@ -219,6 +219,12 @@ def site(**queue: object) -> Settings:
         ({"ranks_per_node": 3}, 100, "ranks_per_node 3 × threads_per_rank 1 need 3 cores"),
         ({"gpus_per_rank": 2}, 100, "gpus_per_rank is 2 for 1 ranks"),
         ({"ranks_per_node": 2, "gpus_per_rank": 0.6}, 100, "a node has 1 GPUs"),
+        ({"memory_per_node": 1 << 40}, 100, None),
+        (
+            {"resources_per_node": (("licence", 1),)},
+            100,
+            "resources_per_node.licence is 1: no node has any; name it in local.resources_per_node",
+        ),
         ({}, 551, "wall_time is 9m11s: the longest that a queue can give 1 node is 9m10s"),
     ],
 )
@@ -244,8 +250,19 @@ def machine(**queues: dict[str, object]) -> Settings:
     )
 
 
-CPU = {"max_nodes": 8, "cores_per_node": 64, "memory_per_node": 1024}
-GPU = {"max_nodes": 2, "cores_per_node": 8, "gpus_per_node": 4}
+CPU = {
+    "max_nodes": 8,
+    "cores_per_node": 64,
+    "memory_per_node": 1024,
+    "resources_per_node": {"nvme": 1},
+}
+GPU = {
+    "max_nodes": 2,
+    "cores_per_node": 8,
+    "gpus_per_node": 4,
+    "memory_per_node": 4 << 30,
+    "resources_per_node": {"licence": 2},
+}
 
 
 def test_each_queue_has_nodes_of_its_own() -> None:
@@ -263,6 +280,21 @@ def test_each_queue_has_nodes_of_its_own() -> None:
         ({"num_nodes": 9}, "no queue gives more than 8"),
         ({"ranks_per_node": 65}, "a node has 64"),
         ({"ranks_per_node": 9, "gpus_per_rank": 0.1}, "gpus_per_rank is 0.1"),
+        ({"num_nodes": 2, "memory_per_node": 4 << 30}, None),
+        (
+            {"memory_per_node": 5 << 30},
+            "memory_per_node is 5368709120 (5GiB): a node has 4GiB; ask for less, or for more",
+        ),
+        ({"resources_per_node": (("licence", 2),)}, None),
+        (
+            {"resources_per_node": (("licence", 3),)},
+            "resources_per_node.licence is 3: a node has 2; ask for fewer",
+        ),
+        (
+            {"resources_per_node": (("disk", 1),)},
+            "resources_per_node.disk is 1: no node has any; name it in"
+            " queues.NAME.resources_per_node of site.toml",
+        ),
     ],
 )
 def test_what_no_single_queue_can_hold_is_refused(

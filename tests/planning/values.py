@@ -11,8 +11,9 @@ from balsam_celery.resources import NodeCapacity, Resources
 NOW = 1_000_000.0
 
 
-def node(name: str, cores: int, gpus: int = 0) -> NodeCapacity:
-    return NodeCapacity(name, tuple(range(cores)), tuple(range(gpus)))
+def node(name: str, cores: int, gpus: int = 0, memory: int = 0, licences: int = 0) -> NodeCapacity:
+    resources = (("licence", licences),) if licences else ()
+    return NodeCapacity(name, tuple(range(cores)), tuple(range(gpus)), memory, resources=resources)
 
 
 def resources() -> st.SearchStrategy[Resources]:
@@ -23,6 +24,8 @@ def resources() -> st.SearchStrategy[Resources]:
         threads_per_rank=st.integers(1, 2),
         gpus_per_rank=st.sampled_from([0.0, 0.0, 0.1, 1 / 3, 0.5, 1, 1.5]),
         node_packing_count=st.sampled_from([None, None, 1, 2, 3]),
+        memory_per_node=st.sampled_from([0, 0, 3, 10]),
+        resources_per_node=st.sampled_from([(), (), (("licence", 1),), (("licence", 2),)]),
     )
 
 
@@ -39,7 +42,7 @@ def candidates(draw: st.DrawFn, most: int = 25) -> list[Candidate]:
             priority=draw(st.sampled_from([0, 0, 0, 1, -5])),
             created=draw(st.floats(0, 100, allow_nan=False)),
             restartable=draw(st.booleans()),
-            expected_time=draw(st.sampled_from([None, 1.0, 20.0, 300.0])),
+            expected_time=draw(st.sampled_from([None, 0.1, 1.0, 20.0, 300.0])),
         )
         for number in range(draw(st.integers(1, most)))
     ]
@@ -51,7 +54,10 @@ def ledgers(draw: st.DrawFn) -> Ledger:
     for pilot in range(draw(st.integers(1, 3))):
         cores = draw(st.lists(st.sampled_from([1, 2, 4, 8]), min_size=1, max_size=6))
         gpus = draw(st.integers(0, 3))
-        nodes = [node(f"n{number}", count, gpus) for number, count in enumerate(cores)]
+        memory, licences = draw(st.sampled_from([0, 10])), draw(st.sampled_from([0, 3]))
+        nodes = [
+            node(f"n{number}", count, gpus, memory, licences) for number, count in enumerate(cores)
+        ]
         ledger = ledger.add_pilot(
             f"p{pilot}",
             nodes,

@@ -81,13 +81,20 @@ def record_on(*nodes: int) -> Record:
 
 
 def test_cores_go_on_over_nodes_and_are_real_only_where_all_fit() -> None:
-    local = LocalSettings(nodes=3, cores_per_node=2, gpus_per_node=1, memory_per_node=7)
+    local = LocalSettings(
+        nodes=3,
+        cores_per_node=2,
+        gpus_per_node=1,
+        memory_per_node=7,
+        resources_per_node={"disk": 4},
+    )
+    has = (("disk", 4),)
     config = Config("s", local, {})
     inside = job_nodes(config, record_on(0, 2), [0, 1, 2, 3])
     assert inside.end_time == 160.0
     assert inside.nodes == (
-        NodeCapacity("vnode0", (0, 1), (0,), 7, pinned=False),
-        NodeCapacity("vnode2", (4, 5), (2,), 7, pinned=False),
+        NodeCapacity("vnode0", (0, 1), (0,), 7, pinned=False, resources=has),
+        NodeCapacity("vnode2", (4, 5), (2,), 7, pinned=False, resources=has),
     )
     [node] = job_nodes(config, record_on(1), [1, 3, 5, 7, 8, 9]).nodes
     assert (node.cores, node.pinned) == ((5, 7), True), "real ones of those that may be used"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given
 
+from balsam_celery.amounts import counts_text
 from balsam_celery.ledger import Ledger
 from balsam_celery.placement import Candidate, place
 from balsam_celery.resources import Resources
@@ -30,6 +31,8 @@ def waiting(one: Candidate) -> Waiting:
         gpus_per_rank=wanted.gpus_per_rank,
         node_packing_count=wanted.node_packing_count,
         cpu_affinity=wanted.cpu_affinity,
+        memory_per_node=wanted.memory_per_node,
+        resources_per_node=counts_text(wanted.resources_per_node),
         wall_time=one.wall_time,
         restartable=one.restartable,
         expected_time=one.expected_time,

@@ -27,12 +27,26 @@ def parse(kind: str, queue: dict[str, Any], **scheduler: Any) -> settings.Settin
         ("local", {"directives": ["-A x"]}, {}, r"queues\.q\.directives has '-A x'"),
         ("slurm", QUEUE, {"directives": ["#SBATCH -A x"]}, r"has '#SBATCH -A x': give one option"),
         ("slurm", QUEUE, {"directives": ["-A x\n-C y"]}, r"give one option"),
+        ("slurm", QUEUE | {"resources_per_node": 2}, {}, r"resources_per_node is 2: give a dict"),
+        (
+            "slurm",
+            QUEUE | {"resources_per_node": {"nvme": 0}},
+            {},
+            r"queues\.q\.resources_per_node\.nvme is 0: give a whole number of 1 or more",
+        ),
         ("slurm", QUEUE | {"directives": [""]}, {}, r"queues\.q\.directives has ''"),
     ],
 )
 def test_refused(kind: str, queue: dict[str, Any], scheduler: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         parse(kind, queue, **scheduler)
+
+
+def test_what_the_site_counts_itself() -> None:
+    counts = {"licence": 2, "nvme": 1}
+    queue = parse("slurm", QUEUE | {"resources_per_node": counts}).queues["q"]
+    local = settings.parse({"local": {"resources_per_node": counts}}).local
+    assert queue.resources_per_node == local.resources_per_node == counts
 
 
 def test_accepted() -> None:

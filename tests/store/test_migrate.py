@@ -12,15 +12,19 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import inspect, text
+from sqlalchemy import MetaData, inspect, text
 from sqlalchemy.engine import make_url
 
 import balsam_celery
 from balsam_celery.errors import SchemaError, StoreError
-from balsam_celery.store import facts, schema
+from balsam_celery.resources import Resources
+from balsam_celery.store import allocations, facts, scans, schema
+from balsam_celery.store.connect import make_engine, parse_url
 from balsam_celery.store.engine import Store
 from balsam_celery.store.migrate import HEAD, REVISIONS, current, upgrade
 from tests.store.making import add, program, race, task
@@ -103,7 +107,7 @@ def test_partial_indexes_are_in_the_database(url: str) -> None:
     }[make_url(url).get_backend_name()]
     with closing(Store.open(url)) as store, store.read() as conn:
         indexes = dict(iter(conn.execute(text(query))))
-    for name in ("placeable", "on_pilot", "pending_step", "kill_requested"):
+    for name in ("placeable", "waiting_created", "on_pilot", "pending_step", "kill_requested"):
         assert " WHERE " in indexes[f"ix_task_{name}"]
     assert "priority DESC" in indexes["ix_task_placeable"]
 
@@ -154,6 +158,60 @@ def test_older_schema_is_refused_then_upgraded_after_a_backup(
         assert conn.scalar(text("SELECT later FROM task WHERE id = 'child1'")) == "new"
         for table, count in (("tag", 1), ("dependency", 1), ("event", 5)):
             assert conn.scalar(text(f"SELECT count(*) FROM {table}")) == count
+
+
+def first_release(url: str) -> None:
+    """A database as the first release made it, with a task, its tag and an allocation."""
+    engine = make_engine(parse_url(url)).execution_options(balsam_write=True)
+    with engine.begin() as conn:
+        config = Config()
+        config.set_main_option("script_location", str(PACKAGE / "store/migrations"))
+        config.attributes["connection"] = conn
+        command.upgrade(config, "0001")
+        tables = MetaData()
+        tables.reflect(conn)
+        row = {
+            "id": "task-1", "kind": "program", "name": "old", "application": "old",
+            "command": ["/bin/true"], "literal": True, "arguments": {"args": [], "kwargs": {}},
+            "celery": {}, "errbacks": [], "argv": ["/bin/true"], "num_nodes": 2,
+            "ranks_per_node": 1, "threads_per_rank": 1, "threads_per_core": 1,
+            "gpus_per_rank": 0.5, "cpu_affinity": "depth", "environment": {}, "wall_time": 60,
+            "priority": 0, "max_retries": 0, "restartable": False, "on_parent_failure": "fail",
+            "not_before": 0.0, "hooks": {}, "input_files": [], "data": {},
+            "state": "PREPROCESSED", "attempt": 0, "failures": 0, "waiting_on": 0,
+            "created": 1.0, "changed": 1.0,
+        }  # fmt: skip
+        assert not {"memory_per_node", "resources_per_node"} & set(tables.tables["task"].c.keys())
+        conn.execute(tables.tables["task"].insert(), [row])
+        conn.execute(tables.tables["tag"].insert(), [{"task": "task-1", "tag": "x"}])
+        job = {
+            "id": "a1", "queue": "q", "nodes": 2, "wall_time": 60, "state": "QUEUED",
+            "created": 1.0, "run_dir": "/r",
+        }  # fmt: skip
+        conn.execute(tables.tables["allocation"].insert(), [job])
+    engine.dispose()
+
+
+def test_a_database_of_the_first_release_is_upgraded(empty_url: str, tmp_path: Path) -> None:
+    first_release(empty_url)
+    with pytest.raises(SchemaError, match=f"is 0001, older than this package's {HEAD}"):
+        Store.open(empty_url)
+    backup = upgrade(empty_url, tmp_path / "backups")
+    assert backup is not None
+    assert "-0001-" in backup
+    if make_url(empty_url).get_backend_name() == "sqlite":
+        assert current(f"sqlite:///{backup}") == "0001"
+    with closing(Store.open(empty_url)) as store:
+        row = task(store, "task-1")
+        assert row.resources == Resources(num_nodes=2, gpus_per_rank=0.5)
+        assert (row.tags, row.command, row.created) == (("x",), ["/bin/true"], 1.0)
+        with store.read() as conn:
+            [shape] = scans.backlog(conn, now=2.0)
+            assert (shape.resources, shape.count) == (row.resources, 1)
+            assert [a.id for a in allocations.list_allocations(conn)] == ["a1"]
+            context = MigrationContext.configure(conn, opts={"compare_type": True})
+            assert compare_metadata(context, schema.metadata) == []
+        add(store, program("task-2", memory_per_node=1 << 40))
 
 
 def test_newer_schema_is_refused_and_left_alone(own_url: str, later_package: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import Connection, event, insert, text
 
 from balsam_celery.errors import InvalidInput, NotFound
+from balsam_celery.resources import Resources
 from balsam_celery.states import State
 from balsam_celery.store import queries, scans, schema
 from balsam_celery.store.engine import Store
@@ -157,6 +158,18 @@ def test_scans_find_what_the_service_looks_for(store: Store) -> None:
         assert [row.id for row in scans.on_pilots(conn, "pilot-2")] == []
         assert [row.id for row in scans.pending_steps(conn, limit=10)] == ["step-1"]
         assert [row.id for row in scans.kills_requested(conn, limit=10)] == ["placed"]
+
+
+def test_memory_and_resources_make_shapes(store: Store) -> None:
+    asked = {"memory_per_node": 5 << 40, "resources_per_node": "licence=2,nvme=1"}
+    add(store, program("plain1"), program("plain2"), program("much-1", **asked))
+    with store.read() as conn:
+        shapes = {shape.resources: shape.count for shape in scans.backlog(conn, now=2000.0)}
+        waiting = {row.id: row.resources for row in scans.placeable(conn, now=2000.0, limit=9)}
+    much = Resources(memory_per_node=5 << 40, resources_per_node=(("licence", 2), ("nvme", 1)))
+    assert shapes == {Resources(): 2, much: 1}
+    assert waiting == {"plain1": Resources(), "plain2": Resources(), "much-1": much}
+    assert task(store, "much-1").resources == much
 
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
