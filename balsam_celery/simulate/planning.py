@@ -7,6 +7,7 @@ from itertools import islice
 
 from balsam_celery.ledger import Ledger
 from balsam_celery.packing import Demand, Existing, Lane, Plan, pack
+from balsam_celery.pilotfree import PilotFree
 from balsam_celery.placement import Candidate, Pass, place
 from balsam_celery.simulate.state import Allocation, State
 from balsam_celery.simulate.workload import Kind
@@ -21,7 +22,7 @@ class Planning:
 
     def place(self, state: State, now: float) -> Pass:
         """One placement pass over the first of the backlog."""
-        return place(state.ledger, candidates(state), now)
+        return place(state.ledger, candidates(state), now, tell_all=False)
 
     def pack(self, state: State, now: float) -> Plan:
         """One look at the backlog."""
@@ -67,7 +68,7 @@ def candidates(state: State) -> Iterator[Candidate]:
 def free(ledger: Ledger) -> tuple[int, int]:
     """Free cores, and nodes on which nothing runs, where something may start."""
     pilots = [pilot for pilot in ledger.pilots.values() if not pilot.draining]
-    cores = sum(len(node.cores) for pilot in pilots for node in pilot.nodes if not node.lost)
+    cores = sum(pilot.free_cores for pilot in pilots)
     return cores, sum(pilot.free_nodes.bit_count() for pilot in pilots)
 
 
@@ -96,13 +97,7 @@ def existing(state: State, allocation: Allocation, now: float) -> Existing:
     else:
         pilot = state.ledger.pilots[allocation.id]
         usable = 0.0 if allocation.draining else pilot.deadline - now
-        lanes = tuple(
-            Lane(
-                len(node.cores),
-                max((held.until - now for held in pilot.on_node(place)), default=0.0),
-            )
-            for place, node in enumerate(pilot.nodes)
-        )
+        lanes = _lanes(state, pilot, allocation.nodes, now)
     return Existing(
         allocation.id,
         allocation.queue,
@@ -111,4 +106,20 @@ def existing(state: State, allocation: Allocation, now: float) -> Existing:
         max(0.0, usable),
         state.machine.node,
         lanes,
+    )
+
+
+def _lanes(state: State, pilot: PilotFree, nodes: int, now: float) -> tuple[Lane, ...]:
+    cores = len(state.machine.node.cores)
+    free: dict[str, int] = {}
+    until: dict[str, float] = {}
+    for holding in pilot.holdings.values():
+        for share in holding.shares:
+            name = share.node
+            free[name] = free.get(name, cores) - len(share.cores)
+            until[name] = max(until.get(name, now), holding.until)
+    idle = Lane(cores)
+    return tuple(
+        [Lane(left, until[name] - now) for name, left in free.items()]
+        + [idle] * (nodes - len(free))
     )

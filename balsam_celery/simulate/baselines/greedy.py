@@ -37,7 +37,9 @@ def start_in_order(state: State, order: Callable[[Kind], Any], now: float) -> Pa
         cores, nodes = free(ledger)
         if not cores:
             break
-        decided = place(ledger, _candidates(state, shape, shapes[shape], cores, nodes), now)
+        decided = place(
+            ledger, _candidates(state, shape, shapes[shape], cores, nodes), now, tell_all=False
+        )
         ledger = decided.ledger
         placements += decided.placements
     return Pass(tuple(placements), (), ledger)
@@ -78,7 +80,7 @@ def running_nodes(state: State) -> float:
     """Nodes' worth of what runs."""
     cores = len(state.machine.node.cores)
     return sum(
-        1 - len(node.cores) / cores
-        for pilot in state.ledger.pilots.values()
-        for node in pilot.nodes
+        allocation.nodes - state.ledger.pilots[id].free_cores / cores
+        for id, allocation in state.allocations.items()
+        if allocation.state == "live"
     )
