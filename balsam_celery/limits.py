@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -10,6 +11,9 @@ from balsam_celery.amounts import format_bytes
 from balsam_celery.durations import format_duration
 from balsam_celery.nodefree import NodeFree
 from balsam_celery.resources import NodeCapacity, Resources
+
+#: For how much of a task's time a lane is idle at the end of an allocation, on average.
+IDLE_AT_END = 0.75
 
 
 class QueueLimits(Protocol):
@@ -66,6 +70,8 @@ class PilotMargins(Protocol):
     def startup_margin(self) -> int: ...
     @property
     def drain_margin(self) -> int: ...
+    @property
+    def idle_timeout(self) -> int: ...
 
 
 class GraceLimits(Protocol):
@@ -80,6 +86,10 @@ class PackingLimits(Protocol):
 
     @property
     def max_allocations(self) -> int: ...
+    @property
+    def efficiency(self) -> float: ...
+    @property
+    def max_wait(self) -> int: ...
 
 
 class SiteLimits(Protocol):
@@ -127,18 +137,48 @@ class Policy:
         startup_margin: from an allocation's start until its workers consume.
         drain_margin: before its end the pilot stops what runs.
         kill_grace: between TERM and KILL of a task whose limit is over.
+        idle_timeout: an allocation with nothing to do is drained after this.
+        efficiency: share (0 <= e < 1) of the node time that an allocation is charged which tasks
+            are to use, of the best that can be had; 0: as wide as the backlog fills at once.
+        max_wait: an allocation that has been queued for longer gets a smaller one beside it;
+            ``None``: however long.
+        budget: node-seconds that new allocations may be charged in all; ``None``: no limit.
+        machine_nodes: nodes of the machine in all, where that is known.
     """
 
     max_allocations: int
     startup_margin: int
     drain_margin: int
     kill_grace: int
+    idle_timeout: int = 60
+    efficiency: float = 0.9
+    max_wait: float | None = None
+    budget: float | None = None
+    machine_nodes: int | None = None
+
+    @property
+    def overhead(self) -> int:
+        """Seconds for which an allocation is charged at its start and end without running tasks."""
+        return self.startup_margin + self.idle_timeout
+
+    @property
+    def margins(self) -> int:
+        """Seconds of an allocation's wall time in which no task runs."""
+        return self.startup_margin + self.drain_margin
+
+    def depth(self, duration: float) -> float:
+        """Seconds that an allocation must last to reach ``efficiency`` with tasks of ``duration``.
+
+        At the end its lanes run empty one after the other, in about the time of one task.
+        """
+        return (self.overhead + IDLE_AT_END * duration) * self.efficiency / (1 - self.efficiency)
 
     def usable(self, wall_time: int) -> int:
         """Seconds in which an allocation of ``wall_time`` can run tasks."""
         return wall_time - self.startup_margin - self.drain_margin
 
 
+@functools.lru_cache(maxsize=4096)
 def per_node(wanted: Resources, node: NodeCapacity) -> int:
     """Tasks of ``wanted`` that run at once on a node (a share of one that spans nodes: 1)."""
     if wanted.is_gang:
@@ -180,12 +220,20 @@ def _node(shape: QueueLimits | NodeLimits) -> NodeCapacity:
 
 
 def policy_of(settings: SiteLimits) -> Policy:
-    """The packing policy of ``site.toml``."""
+    """The packing policy of ``site.toml``; its budget is to be filled in by who knows what is left.
+
+    This machine's own time is charged to nobody, so there only speed counts.
+    """
+    local = settings.scheduler.kind == "local"
     return Policy(
         settings.packing.max_allocations,
         settings.pilot.startup_margin,
         settings.pilot.drain_margin,
         settings.site.kill_grace,
+        settings.pilot.idle_timeout,
+        0.0 if local else settings.packing.efficiency,
+        settings.packing.max_wait,
+        machine_nodes=settings.local.nodes if local else None,
     )
 
 

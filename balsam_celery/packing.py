@@ -1,168 +1,66 @@
-"""Which allocations to ask for, and which to give up.  Pure (R9): plain values in and out.
+"""Which allocations to ask for, which to give up, which to drain.  Pure (R9).
 
-The backlog is poured, widest and longest first, into what exists (running allocations, then
-queued ones); for what is left over new allocations are asked for, each as wide as the rest can
-fill at once and as long as its longest task and its queueing rows need, within the queue's
-limits. A queued allocation into which nothing flows is given up.
+The backlog is poured, by priority, widest and longest first, into what exists: running
+allocations, then queued ones. One takes work only as deep as another allocation would be worth its
+cost (:meth:`~balsam_celery.limits.Policy.depth`). For what is left new allocations are asked for,
+each for tasks of about the same length, so that all its lanes end together
+(:mod:`~balsam_celery.sizing`). What may not be asked for goes deeper into what there is.
 
-An allocation is filled as a fraction: a task of a shape takes one of the ``lanes × rounds`` places
-that the allocation would have for that shape alone.
+A new allocation is poured into just as an existing one, behind all others, so that a plan that was
+carried out and is made again asks for nothing more. A queued allocation is given up when nothing
+flows into it, or when what does is worth less than half of its nodes.
 """
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import replace
 
+from balsam_celery.asking import Asked, ask, efficiency, enough
+from balsam_celery.durations import format_duration
 from balsam_celery.limits import (
     Policy,
     Queue,
     at_once,
     fits_some_queue,
-    per_node,
     policy_of,
     queues_of,
 )
-from balsam_celery.resources import NodeCapacity, Resources
+from balsam_celery.plans import (
+    Demand,
+    Existing,
+    Lane,
+    Note,
+    Plan,
+    Request,
+    Waiting,
+    Window,
+)
+from balsam_celery.pouring import Block, Rest, by_shape
+from balsam_celery.room import Room, Windows
+from balsam_celery.sizing import Caps
 
 __all__ = [
     "Demand",
     "Existing",
     "Lane",
+    "Note",
     "Plan",
     "Policy",
     "Queue",
     "Request",
+    "Waiting",
+    "Window",
     "fits_some_queue",
     "pack",
     "policy_of",
     "queues_of",
 ]
 
-_ROUNDING = 1e-9
-
-
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """Waiting tasks of one shape.
-
-    Attributes:
-        resources: what each asks for.
-        wall_time: limit of each in seconds.
-        count: how many.
-        priority: larger is served first.
-        expected_time: seconds that each is expected to run, ``None``: its limit.
-    """
-
-    resources: Resources
-    wall_time: int
-    count: int
-    priority: int = 0
-    expected_time: float | None = None
-
-    @property
-    def duration(self) -> float:
-        """Seconds that planning takes each for."""
-        if self.expected_time is None:
-            return float(self.wall_time)
-        return max(1.0, min(self.expected_time, float(self.wall_time)))
-
-
-@dataclass(frozen=True, slots=True)
-class Lane:
-    """One node of an allocation: cores free now, and seconds until all are (0: now)."""
-
-    free_cores: int
-    busy_for: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Existing:
-    """An allocation that waits or runs.
-
-    Attributes:
-        id: its id.
-        queue: name of its queue; a queue that has left ``site.toml`` counts in the total only.
-        state: ``"queued"`` (or not yet submitted) or ``"running"``.
-        nodes: number of nodes.
-        usable: seconds in which its workers can run tasks, from now (running) or from its start
-            (queued); 0 when it drains.
-        node: what each node has.
-        lanes: its nodes while it runs; empty: all free.
-    """
-
-    id: str
-    queue: str
-    state: Literal["queued", "running"]
-    nodes: int
-    usable: float
-    node: NodeCapacity
-    lanes: tuple[Lane, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """An allocation to ask for; ``wall_time`` in seconds."""
-
-    queue: str
-    nodes: int
-    wall_time: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What to ask for, which queued allocations (ids) to give up, and what waits for lack of room.
-
-    Attributes:
-        waiting: (demand, reason) of what neither exists nor may be asked for now.
-    """
-
-    requests: tuple[Request, ...] = ()
-    cancel: tuple[str, ...] = ()
-    waiting: tuple[tuple[Demand, str], ...] = ()
-
-
-@dataclass(slots=True)
-class _Block:
-    """An allocation while it is filled; ``left`` is the fraction of it that is free."""
-
-    nodes: int
-    usable: float
-    node: NodeCapacity
-    grace: int
-    lanes: tuple[Lane, ...] = ()
-    left: float = 1.0
-    served: int = field(default=0)
-
-    def pour(self, demand: Demand, count: int) -> int:
-        """Take up to ``count`` tasks of ``demand``; returns how many."""
-        places = self._places(demand)
-        if not places:
-            return 0
-        taken = min(count, math.floor(places * self.left + _ROUNDING))
-        self.left -= taken / places
-        self.served += taken
-        return taken
-
-    def _places(self, demand: Demand) -> int:
-        """Tasks of ``demand`` that it could run in all, were nothing else in it."""
-        limit = demand.wall_time + self.grace
-        row = at_once(demand.resources, self.nodes, self.node)
-        if not row or limit > self.usable or not self._starts(demand.resources, limit):
-            return 0
-        return row * (1 + math.floor((self.usable - limit) / demand.duration + _ROUNDING))
-
-    def _starts(self, wanted: Resources, limit: float) -> bool:
-        """One such task can start and end in time, though all that runs takes its limit."""
-        if not self.lanes:
-            return True
-        need = wanted.cores_on(len(self.node.cores))
-        waits = sorted(0.0 if lane.free_cores >= need else lane.busy_for for lane in self.lanes)
-        return len(waits) >= wanted.num_nodes and waits[wanted.num_nodes - 1] + limit <= self.usable
+#: One is too small when the one that could take its place is so many times larger.
+TOO_SMALL = 4.0
+#: … and when it has been queued for so many seconds: none is asked for and given up for another.
+_SETTLED = 60.0
 
 
 def pack(
@@ -170,175 +68,328 @@ def pack(
     queues: Sequence[Queue],
     allocations: Iterable[Existing],
     policy: Policy,
+    *,
+    windows: Sequence[Window] = (),
 ) -> Plan:
-    """Decide which allocations to ask for and which queued ones to give up.
+    """Decide which allocations to ask for, which queued ones to give up, which running to drain.
 
     Args:
         backlog: tasks that wait for slots, by shape.
         queues: the site's queues, the preferred first.
         allocations: those that wait or run, the oldest first.
         policy: the site's limits and margins.
+        windows: nodes that are idle now.
     """
-    rest = _by_shape(backlog)
-    existing = list(allocations)
-    cancel = []
-    # sorted() keeps the order of the queued ones, in which their shares were planned
-    for allocation in sorted(existing, key=_filling_order):
-        block = _Block(
-            allocation.nodes,
-            allocation.usable,
-            allocation.node,
-            policy.kill_grace,
-            allocation.lanes,
-            _free_fraction(allocation),
-        )
-        rest = _fill(block, rest)
-        if allocation.state == "queued" and not block.served:
-            cancel.append(allocation.id)
-    room = _Room(queues, [a for a in existing if a.id not in cancel], policy)
-    requests: list[Request] = []
-    waiting: list[tuple[Demand, str]] = []
-    while rest:
-        demand = rest[0][0]
-        fitting = [
-            queue
-            for queue in queues
-            if policy.usable(queue.max_wall_time) >= _limit(demand, policy)
-        ]
-        fitting = [q for q in fitting if at_once(demand.resources, q.max_nodes, q.node)]
-        open_queues = [queue for queue in fitting if room.has(queue)]
-        if not open_queues:
-            reason = room.reason(fitting) if fitting else "no queue asked now can hold it"
-            waiting.append((demand, reason))
+    wanted, existing = by_shape(backlog), list(allocations)
+    given_up: dict[str, Note] = {}
+    while True:
+        # what one that is given up was to run flows into others, which may be needed then
+        planner = _Planner(queues, existing, policy, windows, given_up, wanted)
+        note = planner.superfluous()
+        if note is None:
+            break
+        given_up[note.id] = note
+    planner.ask_beside_overdue()
+    planner.ask_for_rest()
+    larger = planner.too_small()
+    if larger is not None:
+        given_up[larger.id] = larger
+    drain = [note for allocation in existing if (note := _drain(allocation, wanted, policy))]
+    notes = {note.id: note for note in (*planner.notes(), *drain, *given_up.values())}
+    return Plan(
+        tuple(planner.requests),
+        tuple(given_up),
+        tuple(planner.waiting),
+        tuple(note.id for note in drain),
+        tuple(notes[allocation.id] for allocation in existing),
+    )
+
+
+class _Planner:
+    """One planning: what exists, less what was given up, filled; then what is asked for."""
+
+    def __init__(
+        self,
+        queues: Sequence[Queue],
+        existing: Sequence[Existing],
+        policy: Policy,
+        windows: Sequence[Window],
+        given_up: dict[str, Note],
+        wanted: Rest,
+    ) -> None:
+        self._queues = {queue.name: queue for queue in queues}
+        self._policy = policy
+        # one that is given up takes its place until the scheduler has let it go
+        self._room = Room(queues, existing, policy)
+        self._windows = Windows(windows, existing, policy)
+        self._ending = any(a.state == "queued" and a.usable <= 0 for a in existing)
+        self._kept = sorted((a for a in existing if a.id not in given_up), key=self._filling_order)
+        self._blocks = {a.id: Block.of(a, policy) for a in self._kept}
+        self._new: list[Block] = []
+        self.requests: list[Request] = []
+        self.waiting: list[Waiting] = []
+        self._behind_running: Rest = wanted
+        self._before_overdue: Rest = wanted
+        self._rest = wanted
+        for allocation in self._kept:
+            self._rest = self._blocks[allocation.id].pour(self._rest)
+            if allocation.state == "running":
+                self._behind_running = self._rest
+            if not self._overdue(allocation):
+                self._before_overdue = self._rest
+
+    def _filling_order(self, allocation: Existing) -> tuple[bool, float, bool]:
+        # sorted() keeps the order of the queued ones, in which their shares were planned
+        running = allocation.state == "running"
+        return not running, allocation.usable if running else 0.0, self._overdue(allocation)
+
+    def _overdue(self, allocation: Existing) -> bool:
+        most = self._policy.max_wait
+        return allocation.state == "queued" and most is not None and allocation.waited > most
+
+    # -- what exists ---------------------------------------------------------------------------
+
+    def superfluous(self) -> Note | None:
+        """A queued allocation that is not needed, or far larger than what is left for it."""
+        for allocation in self._kept:
+            if allocation.state != "queued" or allocation.usable <= 0:
+                continue
+            block = self._blocks[allocation.id]
+            if not block.share:
+                if self._overdue(allocation) and self._needed_by_overdue(allocation):
+                    continue
+                return Note(allocation.id, "unneeded", "no waiting task needs it any more")
+            nodes = enough(self._queues.get(allocation.queue), block, self._policy)
+            if (
+                nodes < allocation.nodes
+                and not self._overdue(allocation)
+                and self._room.replaces(allocation.queue)
+            ):
+                return Note(
+                    allocation.id,
+                    "too-large",
+                    f"{block.served} waiting tasks are left for it: {nodes} nodes would do",
+                )
+        return None
+
+    def _needed_by_overdue(self, allocation: Existing) -> bool:
+        """There is work for it, though others that are queued have promised to do it."""
+        block = Block.of(allocation, self._policy)
+        block.pour(self._behind_running)
+        return bool(block.share)
+
+    def too_small(self) -> Note | None:
+        """A queued allocation in whose place a far larger one is to be asked for next time."""
+        if self._ending or self.requests or not self.waiting:
+            return None
+        demand, _, code = self.waiting[0]
+        if code not in ("max-allocations", "max-queued"):
+            return None
+        for queue in self._fitting(demand):
+            if not self._room.replaces(queue.name):
+                continue
+            caps = Caps(queue.max_nodes, queue.max_wall_time, self._room.node_seconds)
+            mine = [
+                a for a in self._kept
+                if a.queue == queue.name and a.state == "queued" and a.waited >= _SETTLED
+                if not self._overdue(a)
+            ]  # fmt: skip
+            for small in sorted(mine, key=lambda a: a.nodes * a.usable):
+                share = self._blocks[small.id].share
+                backlog = by_shape(
+                    replace(d, count=n)
+                    for d, n in (*share, *((w.demand, w.demand.count) for w in self.waiting))
+                )
+                asked = ask(queue, backlog, caps, self._policy)
+                if asked is None:
+                    continue
+                request = asked.request
+                usable = self._policy.usable(request.wall_time)
+                if request.nodes * usable >= TOO_SMALL * small.nodes * small.usable:
+                    return Note(
+                        small.id,
+                        "too-small",
+                        f"it holds the place of one of {request.nodes} nodes for"
+                        f" {format_duration(request.wall_time)}",
+                    )
+        return None
+
+    def notes(self) -> Iterable[Note]:
+        """What becomes of each that is kept."""
+        for allocation in self._kept:
+            block = self._blocks[allocation.id]
+            if allocation.usable <= 0:
+                yield Note(allocation.id, "ending", "nothing more starts in it")
+            elif self._overdue(allocation):
+                yield Note(
+                    allocation.id,
+                    "overdue",
+                    f"it has been queued for {format_duration(allocation.waited)}, longer than"
+                    f" packing.max_wait; {_tasks(block.served)} for it",
+                )
+            else:
+                yield Note(allocation.id, "kept", f"{_tasks(block.served)} for it")
+
+    # -- what is asked for ---------------------------------------------------------------------
+
+    def ask_beside_overdue(self) -> None:
+        """Ask for a smaller allocation beside each that waits too long and has none yet."""
+        overdue = [a for a in self._kept if self._overdue(a)]
+        partners = [a for a in self._kept if a.state == "queued" and not self._overdue(a)]
+        rest = self._before_overdue
+        for allocation in overdue:
+            queue = self._queues.get(allocation.queue)
+            smaller = [p for p in partners if _is_smaller(p, allocation)]
+            if smaller:
+                partners.remove(smaller[0])
+            elif queue is not None and rest and self._room.has(queue):
+                caps = self._half(allocation, queue)
+                asked = ask(queue, rest, caps, self._policy) if caps is not None else None
+                if asked is not None:
+                    rest = asked.left
+                    self._take(asked, "overdue")
+        if not self._new:
+            return
+        for allocation in overdue:
+            block = self._blocks[allocation.id] = Block.of(allocation, self._policy)
+            rest = block.pour(rest)
+        self._rest = rest
+
+    def _half(self, allocation: Existing, queue: Queue) -> Caps | None:
+        """Limits of an allocation of half the nodes, or half the time where it has the fewest."""
+        wall_time = min(int(allocation.usable) + self._policy.margins, queue.max_wall_time)
+        nodes = min(allocation.nodes, queue.max_nodes)
+        if nodes // 2 >= queue.min_nodes:
+            nodes //= 2
+        elif wall_time // 2 >= queue.min_wall_time:
+            wall_time //= 2
+        else:
+            return None
+        return Caps(nodes, wall_time, self._room.node_seconds)
+
+    def ask_for_rest(self) -> None:
+        """Ask for what is left; what may not be asked for goes deeper into what there is."""
+        left = self._ask_for(self._rest, spare=True)
+        for block in (*self._blocks.values(), *self._new):
+            left = block.pour(left, deep=True)
+        self._ask_for(left, spare=False)
+
+    def _ask_for(self, rest: Rest, *, spare: bool) -> Rest:
+        """Ask for allocations for ``rest``; return what none may be asked for.
+
+        ``spare``: nothing more than the machine has nodes for, and no word of what waits.
+        """
+        left: Rest = []
+        while rest:
+            demand, count = rest[0]
+            queues = self._fitting(demand)
+            open_queues = [queue for queue in queues if self._room.has(queue)]
+            asked = [
+                found
+                for queue in open_queues
+                if (caps := self._caps(queue, demand, spare)) is not None
+                if (found := self._ask_in(queue, rest, caps)) is not None
+            ]
+            if asked:
+                best, code = max(asked, key=self._worth)
+                self._take(best, code)
+                rest = best.left
+                continue
             rest = rest[1:]
-            continue
-        request, rest = max(
-            (_ask(queue, rest, policy) for queue in open_queues),
-            key=lambda asked: (
-                -sum(count for _, count in asked[1]),
-                -asked[0].nodes * asked[0].wall_time,
-            ),
+            left.append((demand, count))
+            if not spare:
+                self.waiting.append(self._why(replace(demand, count=count), queues, open_queues))
+        return left
+
+    def _fitting(self, demand: Demand) -> list[Queue]:
+        """The queues that could hold one such task."""
+        needed = demand.needs(self._policy.kill_grace)
+        return [
+            queue
+            for queue in self._queues.values()
+            if self._policy.usable(queue.max_wall_time) >= needed
+            and at_once(demand.resources, queue.max_nodes, queue.node)
+        ]
+
+    def _why(self, demand: Demand, queues: Sequence[Queue], open_: Sequence[Queue]) -> Waiting:
+        if not queues:
+            return Waiting(demand, "no queue asked now can hold it", "no-queue")
+        if not open_:
+            return Waiting(demand, *self._room.reason(queues))
+        hours = max(0.0, self._room.node_seconds) / 3600
+        return Waiting(demand, f"packing.budget has {hours:.1f} node-hours left", "budget")
+
+    def _caps(self, queue: Queue, demand: Demand, spare: bool) -> Caps | None:
+        nodes, room = queue.max_nodes, self._room.left(queue)
+        if spare and self._policy.machine_nodes is not None:
+            free = self._policy.machine_nodes - self._room.nodes
+            if free >= max(queue.min_nodes, demand.resources.num_nodes):
+                nodes = min(nodes, free)
+                room = min(room, free // nodes)
+            elif any(b.fits(demand) for b in (*self._blocks.values(), *self._new)):
+                return None
+        return Caps(nodes, queue.max_wall_time, self._room.node_seconds, room)
+
+    def _ask_in(self, queue: Queue, rest: Rest, caps: Caps) -> tuple[Asked, str] | None:
+        """The best request of a queue; cut to what is idle there, if that is worth it."""
+        whole = ask(queue, rest, caps, self._policy)
+        window = self._windows.best(queue.name)
+        if whole is None:
+            return None
+        if window is None:
+            return whole, "backlog"
+        request = whole.request
+        if request.nodes <= window.nodes and request.wall_time <= window.seconds:
+            return whole, "window"
+        wall_time = int(min(caps.wall_time, window.seconds))
+        narrow = replace(caps, nodes=min(caps.nodes, window.nodes), wall_time=wall_time)
+        cut = ask(queue, rest, narrow, self._policy)
+        if cut is None or (cut.left and caps.room < 2):
+            return whole, "backlog"
+        good = self._policy.efficiency * efficiency(queue, whole, self._policy)
+        if efficiency(queue, cut, self._policy) < good:
+            return whole, "backlog"
+        return cut, "window"
+
+    def _worth(self, found: tuple[Asked, str]) -> tuple[bool, bool, float, int]:
+        asked, code = found
+        request, block = asked.request, asked.block
+        return (
+            code == "window",
+            self._room.may_start(request.queue),
+            block.depth * block.nodes,
+            -request.nodes * request.wall_time,
         )
-        room.take(request.queue)
-        requests.append(request)
-    return Plan(tuple(requests), tuple(cancel), tuple(waiting))
+
+    def _take(self, asked: Asked, code: str) -> None:
+        request = replace(asked.request, code=code)
+        self.requests.append(request)
+        self._new.append(asked.block)
+        self._room.take(request)
+        self._windows.take(request.queue, request.nodes, request.wall_time)
 
 
-def _by_shape(backlog: Iterable[Demand]) -> list[tuple[Demand, int]]:
-    """Demands with their counts in the order in which they are served, each shape once."""
-    counts: Counter[Demand] = Counter()
-    for demand in backlog:
-        counts[replace(demand, count=0)] += demand.count
-    return [
-        (replace(demand, count=counts[demand]), counts[demand])
-        for demand in sorted(counts, key=_order)
-        if counts[demand] > 0
-    ]
+def _is_smaller(one: Existing, other: Existing) -> bool:
+    return one.queue == other.queue and 4 * one.nodes * one.usable <= 3 * other.nodes * other.usable
 
 
-def _order(demand: Demand) -> tuple[int, int, int, int, str]:
-    wanted = demand.resources
+def _tasks(count: int) -> str:
     return (
-        -demand.priority,
-        -wanted.num_nodes,
-        -demand.wall_time,
-        -wanted.least_cores,
-        repr((wanted, demand.expected_time)),
+        f"{count} waiting task{'s are' if count != 1 else ' is'}" if count else "no waiting task is"
     )
 
 
-def _filling_order(allocation: Existing) -> tuple[bool, float]:
-    running = allocation.state == "running"
-    return not running, allocation.usable if running else 0.0
-
-
-def _limit(demand: Demand, policy: Policy) -> int:
-    return demand.wall_time + policy.kill_grace
-
-
-def _fill(block: _Block, rest: list[tuple[Demand, int]]) -> list[tuple[Demand, int]]:
-    """What is left of ``rest`` after ``block`` took what it can."""
-    after = [(demand, count - block.pour(demand, count)) for demand, count in rest]
-    return [(demand, count) for demand, count in after if count]
-
-
-def _free_fraction(allocation: Existing) -> float:
-    cores = len(allocation.node.cores) * allocation.nodes
-    if not allocation.lanes or allocation.usable <= 0 or not cores:
-        return 1.0
-    total = len(allocation.node.cores)
-    held = sum(
-        (total - lane.free_cores) * min(lane.busy_for, allocation.usable)
-        for lane in allocation.lanes
-    )
-    return max(0.0, 1.0 - held / (cores * allocation.usable))
-
-
-def _ask(
-    queue: Queue, rest: list[tuple[Demand, int]], policy: Policy
-) -> tuple[Request, list[tuple[Demand, int]]]:
-    """The best allocation of ``queue`` for ``rest`` (whose first fits), and what it leaves."""
-    longest = policy.usable(queue.max_wall_time)
-    fitting = [
-        (demand, count)
-        for demand, count in rest
-        if _limit(demand, policy) <= longest
-        and at_once(demand.resources, queue.max_nodes, queue.node)
-    ]
-    nodes = _nodes(queue, fitting)
-    rows = sum(
-        count * demand.duration / at_once(demand.resources, nodes, queue.node)
-        for demand, count in fitting
-    )
-    duration = max(demand.duration for demand, _ in fitting)
-    rounds = math.ceil(rows / duration - _ROUNDING)
-    limit = max(_limit(demand, policy) for demand, _ in fitting)
-    usable = min(longest, math.ceil((rounds - 1) * duration) + limit)
-    margins = policy.startup_margin + policy.drain_margin
-    wall_time = max(queue.min_wall_time, usable + margins)
-    block = _Block(nodes, wall_time - margins, queue.node, policy.kill_grace)
-    left = _fill(block, rest)
-    reason = f"{block.served} waiting tasks, {max(rounds, 1)} deep on {nodes} nodes"
-    return Request(queue.name, nodes, wall_time, reason), left
-
-
-def _nodes(queue: Queue, fitting: list[tuple[Demand, int]]) -> int:
-    """As many nodes as the tasks can fill at once, within the queue's limits."""
-    widest = max(demand.resources.num_nodes for demand, _ in fitting)
-    filled = math.ceil(
-        sum(
-            count * demand.resources.num_nodes / per_node(demand.resources, queue.node)
-            for demand, count in fitting
-        )
-        - _ROUNDING
-    )
-    nodes = max(widest, queue.min_nodes, min(filled, queue.max_nodes))
-    # where all span as many nodes, none is left over
-    spare = nodes % math.gcd(*(demand.resources.num_nodes for demand, _ in fitting))
-    return nodes if nodes - spare < max(widest, queue.min_nodes) else nodes - spare
-
-
-class _Room:
-    """How many allocations may still be asked for."""
-
-    def __init__(self, queues: Sequence[Queue], kept: Sequence[Existing], policy: Policy) -> None:
-        self._total = policy.max_allocations - len(kept)
-        self._most = policy.max_allocations
-        self._queued = {
-            queue.name: queue.max_queued
-            - sum(1 for a in kept if a.queue == queue.name and a.state == "queued")
-            for queue in queues
-        }
-
-    def has(self, queue: Queue) -> bool:
-        return self._total > 0 and self._queued[queue.name] > 0
-
-    def take(self, queue: str) -> None:
-        self._total -= 1
-        self._queued[queue] -= 1
-
-    def reason(self, queues: Sequence[Queue]) -> str:
-        if self._total <= 0:
-            return f"packing.max_allocations ({self._most}) are queued or running"
-        names = ", ".join(f"{queue.name} ({queue.max_queued})" for queue in queues)
-        return f"max_queued allocations wait in each queue that could hold it: {names}"
+def _drain(allocation: Existing, wanted: Rest, policy: Policy) -> Note | None:
+    """Whether an idle allocation is to be drained."""
+    idle = allocation.idle_for
+    if allocation.state != "running" or allocation.usable <= 0 or idle is None:
+        return None
+    block = Block.of(allocation, policy)
+    if any(block.fits(demand) for demand, _ in wanted):
+        return None
+    if idle >= policy.idle_timeout:
+        return Note(allocation.id, "idle", f"idle for {format_duration(round(idle))}")
+    wide = [d for d, _ in wanted if at_once(d.resources, allocation.nodes, allocation.node)]
+    if wide:
+        return Note(allocation.id, "time-over", "idle, and too near its end for what waits")
+    return None

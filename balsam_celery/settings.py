@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import tomllib
 import types
 import typing
@@ -107,6 +108,9 @@ class PackingSettings:
 
     interval: Seconds = 2
     max_allocations: int = 10  # queued and running together, over all queues
+    efficiency: float = 0.9  # share of the node time charged that tasks are to use
+    budget: float = 0.0  # node-hours that the site may be charged in all; 0: no limit
+    max_wait: Seconds = 30 * 86_400  # in the queue, before a smaller one is asked for beside it
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +232,10 @@ def parse(plain: dict[str, Any]) -> Settings:
             raise InvalidInput(f"local.{key} is {getattr(settings.local, key)}: give 1 or more")
     for name, queue in settings.queues.items():
         _check_queue(f"queues.{name}", queue, settings.scheduler)
+    if settings.packing.efficiency > 0.99:
+        raise InvalidInput(
+            f"packing.efficiency is {settings.packing.efficiency}: give 0 to 0.99, such as 0.9"
+        )
     _check_directives("scheduler.directives", settings.scheduler.directives, settings.scheduler)
     return settings
 
@@ -290,8 +298,10 @@ def _value(kind: Any, plain: Any, where: str) -> Any:
         if not isinstance(plain, list) or not all(isinstance(item, str) for item in plain):
             raise InvalidInput(f"{where} is {plain!r}: give a list of strings")
         return tuple(plain)
+    if kind is float and type(plain) is int:
+        plain = float(plain)
     if not isinstance(plain, kind) or (isinstance(plain, bool) and kind is not bool):
         raise InvalidInput(f"{where} is {plain!r}: give a value of type {kind.__name__}")
-    if kind is int and plain < 0:
+    if kind in (int, float) and not 0 <= plain < math.inf:
         raise InvalidInput(f"{where} is {plain!r}: give 0 or more")
     return plain

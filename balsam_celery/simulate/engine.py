@@ -82,6 +82,13 @@ class Simulation:
         self._may_start = False
         self._promises: dict[int, Promise] = {}
         self._share = [share_of(kind.resources, machine.node) for kind in workload.kinds]
+        # of others a promise does not hold: a wider task that comes later goes first
+        first = max((kind.priority, kind.resources.num_nodes) for kind in workload.kinds)
+        self._widest = {
+            number
+            for number, kind in enumerate(workload.kinds)
+            if (kind.priority, kind.resources.num_nodes) == first and first[1] > 1
+        }
         self._idle_timeout = (
             machine.idle_timeout if planner.idle_timeout is None else planner.idle_timeout
         )
@@ -173,7 +180,7 @@ class Simulation:
             self._start(placement, now)
         for reservation in decided.reservations:
             task = int(reservation.id)
-            if task not in self._promises:
+            if self._work.kind[task] in self._widest and task not in self._promises:
                 self._promises[task] = Promise(now, reservation.start)
 
     def _start(self, placement: Placement, now: float) -> None:
@@ -257,7 +264,7 @@ class Simulation:
                 self._batch.cancel(id)
                 del state.allocations[id]
                 self.record.given_up += 1
-        for id in getattr(plan, "drain", ()):
+        for id in plan.drain:
             self._drain(state.allocations[id], now)
         for request in plan.requests:
             self._check(request.queue, request.nodes, request.wall_time)

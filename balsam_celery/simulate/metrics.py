@@ -24,8 +24,10 @@ class Metrics:
         lost: node-hours of attempts that an allocation's end cut, over charged.
         node_hours: charged.
         allocations: that started.
-        promised: longest wait after a reservation was given.
-        late: by how much the latest started after the time that it was first promised.
+        promised: longest wait at the head of the queue of a task of the widest kind, from when it
+            was given a reservation (so no allocation's start is waited for).
+        late: by how much the latest of them started after the time that it was first promised,
+            which is when all that runs has reached its limit.
         done, timeouts, orphans: tasks by their end.
     """
 

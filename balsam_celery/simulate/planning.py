@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from itertools import islice
 
 from balsam_celery.ledger import Ledger
-from balsam_celery.packing import Demand, Existing, Lane, Plan, pack
-from balsam_celery.pilotfree import PilotFree
+from balsam_celery.packing import Demand, Existing, Lane, Plan, Window, pack
+from balsam_celery.pilotfree import Holding, PilotFree
 from balsam_celery.placement import Candidate, Pass, place
 from balsam_celery.simulate.state import Allocation, State
 from balsam_celery.simulate.workload import Kind
@@ -31,6 +31,7 @@ class Planning:
             state.machine.queues,
             [existing(state, one, now) for one in state.allocations.values()],
             state.machine.policy,
+            windows=windows(state),
         )
 
 
@@ -82,7 +83,18 @@ def backlog(state: State, now: float) -> Iterator[Demand]:
             len(waiting),
             kind.priority,
             expected_time(state, kind, cut),
+            kind.restartable and not cut,
+            now - state.backlog.ready[next(waiting.first(1))],
         )
+
+
+def windows(state: State) -> list[Window]:
+    """What the scheduler tells to be idle, in each queue."""
+    return [
+        Window(queue.name, idle.nodes, idle.seconds)
+        for queue in state.machine.queues
+        for idle in state.idle
+    ]
 
 
 def existing(state: State, allocation: Allocation, now: float) -> Existing:
@@ -106,6 +118,8 @@ def existing(state: State, allocation: Allocation, now: float) -> Existing:
         max(0.0, usable),
         state.machine.node,
         lanes,
+        now - allocation.submitted if allocation.state == "queued" else 0.0,
+        None if allocation.idle_since is None else now - allocation.idle_since,
     )
 
 
@@ -113,13 +127,24 @@ def _lanes(state: State, pilot: PilotFree, nodes: int, now: float) -> tuple[Lane
     cores = len(state.machine.node.cores)
     free: dict[str, int] = {}
     until: dict[str, float] = {}
+    likely: dict[str, float] = {}
     for holding in pilot.holdings.values():
+        expected = _likely_end(state, holding, now)
         for share in holding.shares:
             name = share.node
             free[name] = free.get(name, cores) - len(share.cores)
             until[name] = max(until.get(name, now), holding.until)
-    idle = Lane(cores)
-    return tuple(
-        [Lane(left, until[name] - now) for name, left in free.items()]
-        + [idle] * (nodes - len(free))
-    )
+            likely[name] = max(likely.get(name, now), expected)
+    busy = [Lane(left, until[name] - now, likely[name] - now) for name, left in free.items()]
+    return (*busy, *[Lane(cores)] * (nodes - len(free)))
+
+
+def _likely_end(state: State, holding: Holding, now: float) -> float:
+    """When it is likely to end; what has outlived its time takes half as long again."""
+    task = int(holding.id)
+    kind = state.workload.kinds[state.workload.kind[task]]
+    expected = state.estimates.expected(kind)
+    if expected is None:
+        return holding.until
+    left = holding.since + expected - now
+    return min(holding.until, now + (left if left > 0 else expected / 2))

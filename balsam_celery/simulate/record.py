@@ -43,9 +43,10 @@ class Record:
         finished: by task, -1: it never ended.
         done, timeouts, orphans: tasks that succeeded; ran into their limit; never started because
             a parent failed.
-        promised: longest wait of a task after it was given a reservation.
-        late: most seconds by which such a task started after the time first promised.
-        widest_wait: longest wait at the head of the queue of a task as wide as its pilot.
+        promises: how many tasks at the head of the queue (the widest of the highest priority) were
+            given a reservation.
+        promised: the longest that one of them waited from then on.
+        late: most seconds by which one of them started after the time first promised.
         passes, plans: how often placement and packing were run.
     """
 

@@ -1,182 +1,139 @@
-"""Packing: limits are kept, the backlog is served, and never more is asked for than it needs."""
+"""Packing: what it asks for, gives up and drains in cases that are easy to see."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
-import pytest
-from hypothesis import assume, given
-from hypothesis import strategies as st
-
-from balsam_celery.errors import InvalidInput
-from balsam_celery.limits import at_once, per_node
-from balsam_celery.packing import (
-    Demand,
-    Existing,
-    Lane,
-    Plan,
-    Policy,
-    Queue,
-    fits_some_queue,
-    pack,
-    policy_of,
-    queues_of,
-)
+from balsam_celery.limits import Policy, Queue
+from balsam_celery.packing import Demand, Existing, Lane, Plan, Request, Window, pack
 from balsam_celery.resources import Resources
-from balsam_celery.settings import Settings, parse
-from tests.planning.values import node, resources
+from tests.planning.packings import POLICY
+from tests.planning.values import node
 
-POLICY = Policy(max_allocations=10, startup_margin=30, drain_margin=15, kill_grace=5)
 NODE = node("n", 4)
 SHORT = Queue("short", 1, 2, 60, 600, 2, 2, NODE)
 WIDE = Queue("wide", 2, 8, 60, 3600, 2, 2, NODE)
+#: Nodes with one core, so that a task is a lane.
+BIG = Queue("big", 1, 1000, 60, 86_400, 4, 4, node("n", 1))
+#: Speed alone counts.
+FAST = replace(POLICY, efficiency=0.0)
 
 
-def demands() -> st.SearchStrategy[list[Demand]]:
-    return st.lists(
-        st.builds(
-            Demand,
-            resources=resources(),
-            wall_time=st.sampled_from([5, 60, 300, 2000, 9000]),
-            count=st.integers(0, 500),
-            priority=st.sampled_from([0, 0, 1]),
-            expected_time=st.sampled_from([None, None, 0.1, 50.0]),
-        ),
-        max_size=6,
-    )
+def one(plan: Plan) -> Request:
+    [request] = plan.requests
+    return request
 
 
-@st.composite
-def queues(draw: st.DrawFn) -> list[Queue]:
-    made = []
-    for number in range(draw(st.integers(1, 3))):
-        least, least_time = draw(st.integers(1, 3)), draw(st.sampled_from([1, 60, 300]))
-        made.append(
-            Queue(
-                f"q{number}",
-                least,
-                least + draw(st.integers(0, 6)),
-                least_time,
-                least_time + draw(st.sampled_from([0, 200, 3000, 10_000])),
-                draw(st.integers(0, 4)),
-                draw(st.integers(0, 4)),
-                node("n", draw(st.sampled_from([1, 4, 8])), draw(st.integers(0, 2))),
-            )
-        )
-    return made
+def codes(plan: Plan) -> dict[str, str]:
+    return {note.id: note.code for note in plan.notes}
 
 
-def as_existing(plan: Plan, asked_of: list[Queue]) -> list[Existing]:
-    by_name = {queue.name: queue for queue in asked_of}
-    return [
-        Existing(
-            f"a{number}",
-            request.queue,
-            "queued",
-            request.nodes,
-            POLICY.usable(request.wall_time),
-            by_name[request.queue].node,
-        )
-        for number, request in enumerate(plan.requests)
-    ]
+def queued(nodes: int, usable: float, waited: float = 0.0, id: str = "q") -> Existing:
+    return Existing(id, "big", "queued", nodes, usable, BIG.node, waited=waited)
 
 
-@given(demands(), queues(), st.integers(0, 6))
-def test_limits_are_kept(backlog: list[Demand], asked_of: list[Queue], most: int) -> None:
-    policy = replace(POLICY, max_allocations=most)
-    plan = pack(backlog, asked_of, [], policy)
-    by_name = {queue.name: queue for queue in asked_of}
-    assert len(plan.requests) <= most
-    for queue in asked_of:
-        mine = [request for request in plan.requests if request.queue == queue.name]
-        assert len(mine) <= queue.max_queued
-    for request in plan.requests:
-        queue = by_name[request.queue]
-        assert queue.min_nodes <= request.nodes <= queue.max_nodes
-        assert queue.min_wall_time <= request.wall_time <= queue.max_wall_time
-
-
-@given(demands(), queues())
-def test_all_is_served_or_said_to_wait(backlog: list[Demand], asked_of: list[Queue]) -> None:
-    """Each demand fits one of the requests, or stands among the waiting ones with a reason."""
-    plan = pack(backlog, asked_of, [], POLICY)
-    by_name = {queue.name: queue for queue in asked_of}
-    said = {replace(demand, count=0) for demand, _ in plan.waiting}
-    for demand in backlog:
-        if not demand.count or replace(demand, count=0) in said:
-            continue
-        assert any(
-            at_once(demand.resources, request.nodes, by_name[request.queue].node)
-            and POLICY.usable(request.wall_time) >= demand.wall_time + POLICY.kill_grace
-            for request in plan.requests
-        )
-    assert all(reason for _, reason in plan.waiting)
-
-
-@given(demands(), queues())
-def test_what_was_asked_for_is_enough_and_none_of_it_too_much(
-    backlog: list[Demand], asked_of: list[Queue]
-) -> None:
-    plan = pack(backlog, asked_of, [], POLICY)
-    assume(not plan.waiting)
-    assert pack(backlog, asked_of, as_existing(plan, asked_of), POLICY) == Plan()
-
-
-@given(demands(), queues())
-def test_no_more_is_asked_for_than_the_backlog_can_fill(
-    backlog: list[Demand], asked_of: list[Queue]
-) -> None:
-    """Nodes: no more than all waiting tasks fill at once; time: no more than one row after
-    another of the longest needs."""
-    by_name = {queue.name: queue for queue in asked_of}
-    for request in pack(backlog, asked_of, [], POLICY).requests:
-        queue = by_name[request.queue]
-        mine = [d for d in backlog if d.count and at_once(d.resources, request.nodes, queue.node)]
-        fill = sum(
-            d.count * d.resources.num_nodes / per_node(d.resources, queue.node) for d in mine
-        )
-        assert request.nodes <= max(queue.min_nodes, math.ceil(fill))
-        rounds = sum(
-            math.ceil(d.count / at_once(d.resources, request.nodes, queue.node)) for d in mine
-        )
-        longest = max(d.wall_time for d in mine) + POLICY.kill_grace
-        margins = POLICY.startup_margin + POLICY.drain_margin
-        assert request.wall_time <= max(queue.min_wall_time, rounds * longest + margins)
-
-
-@given(demands(), queues())
-def test_equal_inputs_give_equal_plans(backlog: list[Demand], asked_of: list[Queue]) -> None:
-    assert pack(backlog, asked_of, [], POLICY) == pack(backlog[::-1], asked_of, [], POLICY)
+def running(nodes: int, usable: float, busy: float = 0.0, likely: float | None = None) -> Existing:
+    lane = Lane(0, busy, likely) if busy else Lane(1)
+    return Existing("r", "big", "running", nodes, usable, BIG.node, (lane,) * nodes)
 
 
 def test_width_for_the_widest_and_time_for_the_longest() -> None:
-    backlog = [Demand(Resources(num_nodes=4), 100, 1), Demand(Resources(), 1000, 4)]
-    [request] = pack(backlog, [SHORT, WIDE], [], POLICY).requests
+    backlog = [Demand(Resources(num_nodes=4), 300, 1), Demand(Resources(), 1000, 4)]
+    request = one(pack(backlog, [SHORT, WIDE], [], FAST))
     assert (request.queue, request.nodes, request.wall_time) == ("wide", 5, 1000 + 5 + 45)
 
 
 def test_rows_wait_for_each_other() -> None:
-    [request] = pack([Demand(Resources(), 100, 24)], [SHORT], [], POLICY).requests
+    policy = replace(FAST, machine_nodes=2)
+    request = one(pack([Demand(Resources(), 100, 24)], [SHORT], [], policy))
     assert (request.nodes, request.wall_time) == (2, 3 * 100 + 5 + 45)
 
 
-def test_several_allocations_for_a_large_backlog() -> None:
-    plan = pack([Demand(Resources(), 500, 100)], [SHORT, WIDE], [], POLICY)
-    assert [request.queue for request in plan.requests] == ["wide"]
+def test_a_large_backlog_is_shared_by_all_that_may_be_asked_for() -> None:
     plan = pack([Demand(Resources(), 500, 1000)], [SHORT, WIDE], [], POLICY)
     assert [request.queue for request in plan.requests] == ["wide", "wide", "short", "short"]
-    assert "max_queued" in plan.waiting[0][1]
+    assert [(r.nodes, r.wall_time) for r in plan.requests] == [(8, 3600)] * 2 + [(2, 600)] * 2
+    assert plan.waiting[0].code == "max-queued"
+    assert "wide (2)" in plan.waiting[0].reason
+
+
+def test_width_is_paid_for_by_depth() -> None:
+    """Of 1,000 tasks of ten minutes each lane runs so many that its start and end weigh little."""
+    tasks = [Demand(Resources(), 3600, 1000, expected_time=600)]
+    request = one(pack(tasks, [BIG], [], POLICY))
+    used = 1000 * 600
+    rounds = -(-1000 // request.nodes)
+    charged = request.nodes * (POLICY.overhead + rounds * 600)
+    assert used / charged >= 0.9
+    thrifty = one(pack(tasks, [BIG], [], replace(POLICY, efficiency=0.95)))
+    fast = one(pack(tasks, [BIG], [], FAST))
+    assert thrifty.nodes < request.nodes < fast.nodes == 1000
+
+
+def test_lanes_end_together() -> None:
+    """101 tasks on 100 nodes would leave 99 of them idle half of the time."""
+    tasks = [Demand(Resources(), 36_000, 101)]
+    assert one(pack(tasks, [BIG], [], POLICY)).nodes in (51, 101)
+
+
+def test_a_tail_of_long_tasks_has_a_narrow_allocation_of_its_own() -> None:
+    long_ones = Demand(Resources(), 40_000, 4)
+    short = Demand(Resources(), 600, 5000)
+    plan = pack([short, long_ones], [BIG], [], POLICY)
+    [narrow, wide] = plan.requests
+    assert narrow.nodes <= 4
+    assert narrow.wall_time > 40_000
+    assert wide.nodes > 50
+    assert wide.wall_time < 30_000
+    assert not plan.waiting
+
+
+def test_the_last_that_may_be_asked_for_takes_all() -> None:
+    both = [Demand(Resources(), 600, 5000), Demand(Resources(), 40_000, 4)]
+    request = one(pack(both, [replace(BIG, max_queued=1)], [], POLICY))
+    assert request.wall_time > 40_000
+    assert request.tasks == 5004
+
+
+def test_expected_time_says_how_much_and_wall_time_what_fits() -> None:
+    sure = one(pack([Demand(Resources(), 7200, 100)], [BIG], [], FAST))
+    quick = one(pack([Demand(Resources(), 7200, 100, expected_time=72)], [BIG], [], FAST))
+    assert quick.wall_time >= 7200
+    assert quick.nodes == sure.nodes
+    quick = one(pack([Demand(Resources(), 7200, 100, expected_time=72)], [BIG], [], POLICY))
+    assert quick.nodes < 20
+    again = Demand(Resources(), 7200, 100, expected_time=72, restartable=True)
+    assert one(pack([again], [BIG], [], POLICY)).wall_time < 7200
+
+
+def test_a_restartable_task_needs_only_its_expected_time() -> None:
+    small = replace(BIG, max_wall_time=600)
+    task = Demand(Resources(), 7200, 1, expected_time=300)
+    assert pack([task], [small], [], POLICY).waiting[0].code == "no-queue"
+    assert one(pack([replace(task, restartable=True)], [small], [], POLICY)).nodes == 1
 
 
 def test_running_allocations_take_what_they_can() -> None:
     backlog = [Demand(Resources(), 100, 8)]
-    running = Existing("r", "short", "running", 2, 400, NODE, (Lane(4), Lane(4)))
-    assert pack(backlog, [SHORT], [running], POLICY) == Plan()
-    busy = replace(running, lanes=(Lane(0, 390), Lane(0, 390)))
-    assert len(pack(backlog, [SHORT], [busy], POLICY).requests) == 1
-    draining = replace(running, usable=0)
-    assert len(pack(backlog, [SHORT], [draining], POLICY).requests) == 1
+    busy = running(8, 400, busy=390)
+    assert pack(backlog, [BIG], [running(8, 400)], POLICY).requests == ()
+    assert one(pack(backlog, [BIG], [busy], POLICY)).tasks == 8
+    assert pack(backlog, [BIG], [running(8, 400, 390, likely=50)], POLICY).requests == ()
+    draining = replace(busy, usable=0)
+    plan = pack(backlog, [BIG], [draining], POLICY)
+    assert one(plan).tasks == 8
+    assert codes(plan) == {"r": "ending"}
+
+
+def test_a_burst_does_not_queue_behind_a_narrow_allocation() -> None:
+    """One node could run it all in a day; more are asked for, though not for all of it."""
+    burst = [Demand(Resources(), 600, 140)]
+    request = one(pack(burst, [BIG], [running(1, 86_400)], POLICY))
+    assert 0 < request.tasks < 140
+    assert request.nodes > 3
+    # where nothing may be asked for, it takes all
+    plan = pack(burst, [replace(BIG, max_queued=0)], [running(1, 86_400)], POLICY)
+    assert (plan.requests, plan.waiting) == ((), ())
 
 
 def test_a_wide_task_needs_its_nodes_together() -> None:
@@ -184,141 +141,156 @@ def test_a_wide_task_needs_its_nodes_together() -> None:
     one_busy = Existing("r", "wide", "running", 2, 400, NODE, (Lane(4), Lane(0, 350)))
     assert len(pack(wide, [WIDE], [one_busy], POLICY).requests) == 1
     soon_free = replace(one_busy, lanes=(Lane(4), Lane(0, 50)))
-    assert pack(wide, [WIDE], [soon_free], POLICY) == Plan()
+    assert pack(wide, [WIDE], [soon_free], POLICY).requests == ()
 
 
 def test_queued_allocations_that_nothing_needs_are_given_up() -> None:
-    queued = Existing("q", "short", "queued", 2, 500, NODE)
-    assert pack([], [SHORT], [queued], POLICY).cancel == ("q",)
-    kept = pack([Demand(Resources(), 100, 1)], [SHORT], [queued], POLICY)
-    assert kept == Plan()
+    plan = pack([], [BIG], [queued(2, 500)], POLICY)
+    assert (plan.cancel, codes(plan)) == (("q",), {"q": "unneeded"})
+    kept = pack([Demand(Resources(), 100, 2)], [BIG], [queued(2, 500)], POLICY)
+    assert (kept.cancel, codes(kept)) == ((), {"q": "kept"})
+
+
+def test_a_queued_one_shrinks_only_when_that_is_clearly_better() -> None:
+    def plan(tasks: int) -> Plan:
+        return pack([Demand(Resources(), 600, tasks)], [BIG], [queued(100, 700)], FAST)
+
+    assert codes(plan(100)) == codes(plan(51)) == {"q": "kept"}
+    smaller = plan(50)
+    assert codes(smaller) == {"q": "too-large"}
+    assert one(smaller).nodes == 50
+
+
+def test_a_queued_one_grows_only_when_that_is_clearly_better() -> None:
+    only = replace(BIG, max_queued=1)
+    there = queued(1, 700, waited=60)
+
+    def plan(tasks: int) -> Plan:
+        return pack([Demand(Resources(), 600, tasks)], [only], [there], FAST)
+
+    assert codes(plan(3)) == {"q": "kept"}
+    assert plan(3).waiting[0].code == "max-queued"
+    larger = plan(400)
+    assert codes(larger) == {"q": "too-small"}
+    # its place is free once the scheduler has let it go
+    assert larger.requests == ()
+    assert pack([Demand(Resources(), 600, 400)], [only], [], FAST).requests[0].nodes == 400
+    # not at once
+    fresh = replace(there, waited=59)
+    assert pack([Demand(Resources(), 600, 400)], [only], [fresh], FAST).cancel == ()
+    # one at a time
+    ending = replace(there, usable=0)
+    assert pack([Demand(Resources(), 600, 400)], [only], [ending], FAST).cancel == ()
+
+
+def test_one_that_waits_too_long_gets_a_smaller_one_beside_it() -> None:
+    policy = replace(FAST, max_wait=3600)
+    tasks = [Demand(Resources(), 600, 100)]
+    plan = pack(tasks, [BIG], [queued(100, 700, 3600)], policy)
+    assert (plan.requests, codes(plan)) == ((), {"q": "kept"})
+    plan = pack(tasks, [BIG], [queued(100, 700, 3601)], policy)
+    assert codes(plan) == {"q": "overdue"}
+    request = one(plan)
+    assert (request.code, request.nodes) == ("overdue", 50)
+    beside = [queued(100, 700, 3601), queued(50, request.wall_time - 45, id="half")]
+    again = pack(tasks, [BIG], beside, policy)
+    assert (again.requests, codes(again)) == ((), {"q": "overdue", "half": "kept"})
+    # the smaller one runs all: nothing is left for the other
+    runs = replace(beside[1], state="running", usable=7000)
+    fewer = [Demand(Resources(), 600, 50)]
+    assert codes(pack(fewer, [BIG], [beside[0], runs], policy)) == {"q": "unneeded", "half": "kept"}
+
+
+def test_idle_nodes_are_asked_for_at_once() -> None:
+    tasks = [Demand(Resources(), 3600, 2000, expected_time=600)]
+    whole = one(pack(tasks, [BIG], [], POLICY))
+    plan = pack(tasks, [BIG], [], POLICY, windows=[Window("big", 20, 40_000.0)])
+    first, *rest = plan.requests
+    assert (first.code, first.nodes) == ("window", 20)
+    assert first.wall_time <= 40_000
+    assert [request.code for request in rest] == ["backlog"]
+    assert sum(request.tasks for request in plan.requests) == 2000
+    # too short for one task, or too short to be worth a start
+    for seconds in (600.0, 3800.0):
+        window = Window("big", 20, seconds)
+        assert one(pack(tasks, [BIG], [], POLICY, windows=[window])) == whole
+    # wide and long enough for all
+    all_of_it = one(pack(tasks, [BIG], [], POLICY, windows=[Window("big", 1000)]))
+    assert all_of_it == replace(whole, code="window")
+
+
+def test_idle_nodes_are_promised_once() -> None:
+    tasks = [Demand(Resources(), 3600, 2000, expected_time=600)]
+    window = Window("big", 20, 40_000.0)
+    plan = pack(tasks, [BIG], [], POLICY, windows=[window])
+    first = plan.requests[0]
+    there = queued(first.nodes, POLICY.usable(first.wall_time))
+    again = pack(tasks, [BIG], [there], POLICY, windows=[window])
+    assert again.requests == plan.requests[1:]
+
+
+def test_the_budget_makes_requests_smaller_and_then_none() -> None:
+    tasks = [Demand(Resources(), 3600, 100)]
+    full = one(pack(tasks, [BIG], [], FAST))
+    assert full.nodes == 100
+    policy = replace(FAST, budget=50.0 * full.wall_time)
+    assert one(pack(tasks, [replace(BIG, max_queued=1)], [], policy)).nodes == 50
+    plan = pack(tasks, [BIG], [], replace(FAST, budget=3600.0))
+    assert plan.requests == ()
+    assert plan.waiting[0].code == "budget"
+    assert plan.waiting[0].reason == "packing.budget has 1.0 node-hours left"
+
+
+def test_a_machine_of_known_size_is_not_asked_for_more_nodes_than_it_has() -> None:
+    policy = replace(FAST, machine_nodes=4)
+    burst = [Demand(Resources(), 60, 100)]
+    there = replace(running(1, 8000), nodes=1)
+    request = one(pack(burst, [BIG], [there], policy))
+    assert request.nodes == 3
+    full = pack(burst, [BIG], [running(4, 8000)], policy)
+    assert (full.requests, full.waiting) == ((), ())
+    # what fits none of them has to queue behind them
+    wide = [Demand(Resources(num_nodes=4), 60, 1)]
+    assert one(pack(wide, [BIG], [there], policy)).nodes == 4
+
+
+def test_idle_allocations_drain_when_nothing_fits_them() -> None:
+    idle = replace(running(2, 3000), idle_for=60.0)
+    assert pack([], [BIG], [replace(idle, idle_for=59.0)], POLICY).drain == ()
+    assert pack([], [BIG], [replace(idle, idle_for=None)], POLICY).drain == ()
+    plan = pack([], [BIG], [idle], POLICY)
+    assert (plan.drain, codes(plan)) == (("r",), {"r": "idle"})
+    fits = [Demand(Resources(), 600, 1)]
+    assert pack(fits, [BIG], [idle], POLICY).drain == ()
+    too_wide = [Demand(Resources(num_nodes=3), 600, 1)]
+    assert pack(too_wide, [BIG], [idle], POLICY).drain == ("r",)
+
+
+def test_one_too_near_its_end_for_what_waits_does_not_wait_idle() -> None:
+    idle = replace(running(2, 300), idle_for=0.0)
+    plan = pack([Demand(Resources(), 600, 1)], [BIG], [idle], POLICY)
+    assert codes(plan) == {"r": "time-over"}
+    # what is only too wide may be followed by others
+    assert pack([Demand(Resources(num_nodes=3), 100, 1)], [BIG], [idle], POLICY).drain == ()
+
+
+def test_a_queue_that_runs_all_it_may_is_asked_last() -> None:
+    other = replace(BIG, name="other", max_nodes=10)
+    full = replace(BIG, max_running=1)
+    tasks = [Demand(Resources(), 600, 20)]
+    there = [running(1, 0)]
+    assert pack(tasks, [full, other], [], FAST).requests[0].queue == "big"
+    assert pack(tasks, [full, other], there, FAST).requests[0].queue == "other"
 
 
 def test_an_allocation_of_a_queue_that_left_the_settings_counts() -> None:
     old = Existing("o", "gone", "running", 2, 0, NODE)
     plan = pack([Demand(Resources(), 10, 1)], [SHORT], [old], replace(POLICY, max_allocations=1))
     assert not plan.requests
-    assert "max_allocations" in plan.waiting[0][1]
+    assert plan.waiting[0].code == "max-allocations"
 
 
-def site(**queue: object) -> Settings:
-    return parse(
-        {
-            "local": {"nodes": 4, "cores_per_node": 2, "gpus_per_node": 1},
-            "queues": {"only": {"max_nodes": 8, "max_wall_time": "10m", **queue}},
-        }
-    )
-
-
-@pytest.mark.parametrize(
-    ("asked", "wall_time", "words"),
-    [
-        ({}, 100, None),
-        ({"num_nodes": 4, "ranks_per_node": 2}, 550, None),
-        ({"num_nodes": 5}, 100, "num_nodes is 5: no queue gives more than 4"),
-        ({"ranks_per_node": 3}, 100, "ranks_per_node 3 × threads_per_rank 1 need 3 cores"),
-        ({"gpus_per_rank": 2}, 100, "gpus_per_rank is 2 for 1 ranks"),
-        ({"ranks_per_node": 2, "gpus_per_rank": 0.6}, 100, "a node has 1 GPUs"),
-        ({"memory_per_node": 1 << 40}, 100, None),
-        (
-            {"resources_per_node": (("licence", 1),)},
-            100,
-            "resources_per_node.licence is 1: no node has any; name it in local.resources_per_node",
-        ),
-        ({}, 551, "wall_time is 9m11s: the longest that a queue can give 1 node is 9m10s"),
-    ],
-)
-def test_fits_some_queue(asked: dict[str, float], wall_time: int, words: str | None) -> None:
-    reason = fits_some_queue(Resources(**asked), wall_time, site())  # type: ignore[arg-type]
-    if words is None:
-        assert reason is None
-    else:
-        assert reason is not None
-        assert words in reason
-        assert "\n" not in reason
-
-
-def machine(**queues: dict[str, object]) -> Settings:
-    """A site of a scheduler whose queues have nodes of their own."""
-    short = {"max_wall_time": "10m"}
-    return parse(
-        {
-            "scheduler": {"kind": "slurm"},
-            "local": {"nodes": 1, "cores_per_node": 1},
-            "queues": {name: {**short, **queue} for name, queue in queues.items()},
-        }
-    )
-
-
-CPU = {
-    "max_nodes": 8,
-    "cores_per_node": 64,
-    "memory_per_node": 1024,
-    "resources_per_node": {"nvme": 1},
-}
-GPU = {
-    "max_nodes": 2,
-    "cores_per_node": 8,
-    "gpus_per_node": 4,
-    "memory_per_node": 4 << 30,
-    "resources_per_node": {"licence": 2},
-}
-
-
-def test_each_queue_has_nodes_of_its_own() -> None:
-    cpu, gpu = queues_of(machine(cpu=CPU, gpu=GPU))
-    assert (cpu.max_nodes, len(cpu.node.cores), cpu.node.gpus, cpu.node.memory) == (8, 64, (), 1024)
-    assert (gpu.max_nodes, len(gpu.node.cores), gpu.node.gpus) == (2, 8, (0, 1, 2, 3))
-
-
-@pytest.mark.parametrize(
-    ("asked", "words"),
-    [
-        ({"num_nodes": 8, "ranks_per_node": 64}, None),
-        ({"num_nodes": 2, "ranks_per_node": 4, "gpus_per_rank": 1}, None),
-        ({"num_nodes": 3, "gpus_per_rank": 1}, "1 cores and 1 GPUs gives more than 2; ask for"),
-        ({"num_nodes": 9}, "no queue gives more than 8"),
-        ({"ranks_per_node": 65}, "a node has 64"),
-        ({"ranks_per_node": 9, "gpus_per_rank": 0.1}, "gpus_per_rank is 0.1"),
-        ({"num_nodes": 2, "memory_per_node": 4 << 30}, None),
-        (
-            {"memory_per_node": 5 << 30},
-            "memory_per_node is 5368709120 (5GiB): a node has 4GiB; ask for less, or for more",
-        ),
-        ({"resources_per_node": (("licence", 2),)}, None),
-        (
-            {"resources_per_node": (("licence", 3),)},
-            "resources_per_node.licence is 3: a node has 2; ask for fewer",
-        ),
-        (
-            {"resources_per_node": (("disk", 1),)},
-            "resources_per_node.disk is 1: no node has any; name it in"
-            " queues.NAME.resources_per_node of site.toml",
-        ),
-    ],
-)
-def test_what_no_single_queue_can_hold_is_refused(
-    asked: dict[str, float], words: str | None
-) -> None:
-    settings = machine(cpu=CPU, gpu=GPU)
-    reason = fits_some_queue(Resources(**asked), 100, settings)  # type: ignore[arg-type]
-    assert (reason is None) if words is None else (words in (reason or ""))
-
-
-def test_a_queue_without_cores_is_named() -> None:
-    with pytest.raises(InvalidInput, match=r"queues\.cpu\.cores_per_node is 0: give the cores"):
-        machine(cpu={"max_nodes": 8})
-
-
-def test_a_site_without_queues_holds_nothing() -> None:
-    reason = fits_some_queue(Resources(), 10, Settings())
-    assert reason is not None
-    assert "[queues.NAME]" in reason
-
-
-@given(resources(), st.integers(1, 700))
-def test_what_fits_is_packed_and_what_does_not_is_not(wanted: Resources, wall_time: int) -> None:
-    settings = site()
-    plan = pack([Demand(wanted, wall_time, 1)], queues_of(settings), [], policy_of(settings))
-    fits = fits_some_queue(wanted, wall_time, settings) is None
-    assert (len(plan.requests), len(plan.waiting)) == ((1, 0) if fits else (0, 1))
+def test_policy_of_depth() -> None:
+    policy = Policy(1, 30, 15, 5, idle_timeout=60, efficiency=0.9)
+    assert round(policy.depth(600)) == (90 + 450) * 9
+    assert replace(policy, efficiency=0.0).depth(600) == 0

@@ -1,0 +1,154 @@
+"""How many waiting tasks an allocation takes.  Pure: used by ``packing`` alone.
+
+An allocation is filled in depth: the tasks of a shape that run at once in it are a row, a row of
+tasks of ``d`` seconds makes it ``d`` seconds deeper, part of a row in proportion. A shape may be
+poured in while the row ends in time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from balsam_celery.limits import Policy, at_once
+from balsam_celery.plans import Demand, Existing, Lane
+from balsam_celery.resources import NodeCapacity
+
+#: Demands with how many of their tasks are left.
+Rest = list[tuple[Demand, int]]
+
+_ROUNDING = 1e-9
+#: Lanes whose ends differ by less than this part of the allocation's time are taken for equal.
+_STEPS = 64
+#: An allocation takes work so many times deeper than another one would have to be to pay: so what
+#: comes late, or was too much by little, is not asked for anew.
+_ROOMY = 1.5
+
+
+@dataclass(slots=True)
+class Block:
+    """An allocation while it is filled.
+
+    Attributes:
+        nodes, usable, node: as of :class:`~balsam_celery.plans.Existing`.
+        policy: the site's.
+        lanes: (cores free now, seconds until all are, how many such nodes); empty: all free.
+        depth: seconds of it that are filled.
+        longest: seconds for which it is held by the longest task in it, whatever else it runs.
+        share: what was poured in.
+    """
+
+    nodes: int
+    usable: float
+    node: NodeCapacity
+    policy: Policy
+    lanes: tuple[tuple[int, float, int], ...] = ()
+    depth: float = 0.0
+    longest: float = 0.0
+    share: Rest = field(default_factory=list)
+
+    @classmethod
+    def of(cls, allocation: Existing, policy: Policy) -> Block:
+        """One that exists, with what runs in it."""
+        lanes = _alike(allocation.lanes, allocation.usable)
+        block = cls(allocation.nodes, allocation.usable, allocation.node, policy, lanes)
+        block.longest = max((wait for _, wait, _ in lanes), default=0.0)
+        return block
+
+    @property
+    def served(self) -> int:
+        """Tasks poured in."""
+        return sum(count for _, count in self.share)
+
+    def fits(self, demand: Demand) -> bool:
+        """One such task could run in it if nothing else did."""
+        return demand.needs(self.policy.kill_grace) <= self.usable and bool(
+            at_once(demand.resources, self.nodes, self.node)
+        )
+
+    def pour(self, rest: Rest, *, deep: bool = False) -> Rest:
+        """Take what it can of ``rest`` and return what is left.
+
+        ``deep``: to its end, and not only as deep as another allocation would be worth its cost.
+        """
+        after = []
+        for demand, count in rest:
+            taken = min(count, self._places(demand, deep))
+            if taken:
+                self.depth += taken * demand.duration / self._row(demand)
+                self.longest = max(self.longest, demand.duration)
+                self.share.append((demand, taken))
+            if taken < count:
+                after.append((demand, count - taken))
+        return after
+
+    def _row(self, demand: Demand) -> int:
+        return at_once(demand.resources, self.nodes, self.node)
+
+    def _places(self, demand: Demand, deep: bool) -> int:
+        needed, duration = demand.needs(self.policy.kill_grace), demand.duration
+        row = self._row(demand) if needed <= self.usable else 0
+        if not row or not self._starts(demand, needed):
+            return 0
+        # when the last row may start
+        last = self.usable - needed
+        if not deep:
+            # its nodes are charged for as long as the longest runs, so others may run beside that
+            worth = max(_ROOMY * self.policy.depth(duration), self.longest)
+            last = min(last, max(0, math.ceil(worth / duration - _ROUNDING) - 1) * duration)
+        rounds = 1 + math.floor(last / duration + _ROUNDING)
+        filled = self.depth + self._busy(rounds * duration)
+        # behind rows of other lengths the last row ends later than a whole number of its own
+        behind = 1 + math.floor((last - filled) / duration + _ROUNDING) if filled <= last else 0
+        return max(0, row * behind, math.floor(row * (rounds - filled / duration) + _ROUNDING))
+
+    def _busy(self, until: float) -> float:
+        """How much of the first ``until`` seconds is used by what runs now."""
+        cores = len(self.node.cores)
+        held = sum((cores - free) * min(wait, until) * n for free, wait, n in self.lanes)
+        return held / (cores * self.nodes) if held else 0.0
+
+    def _starts(self, demand: Demand, needed: float) -> bool:
+        """Enough nodes are likely to be free in time for one such task."""
+        if not self.lanes:
+            return True
+        cores = demand.resources.cores_on(len(self.node.cores))
+        latest = self.usable - needed
+        free = sum(n for has, wait, n in self.lanes if has >= cores or wait <= latest)
+        return free >= demand.resources.num_nodes
+
+
+def _alike(lanes: Iterable[Lane], usable: float) -> tuple[tuple[int, float, int], ...]:
+    step = usable / _STEPS or 1.0
+    counts = Counter((lane.free_cores, math.ceil(lane.wait / step)) for lane in lanes)
+    return tuple((free, steps * step, n) for (free, steps), n in sorted(counts.items()))
+
+
+def by_shape(backlog: Iterable[Demand]) -> Rest:
+    """Demands with their counts in the order in which they are served, each shape once."""
+    counts: dict[tuple[object, ...], tuple[Demand, int]] = {}
+    for demand in backlog:
+        if demand.count <= 0:
+            continue
+        key = (
+            demand.resources, demand.wall_time, demand.priority, demand.expected_time,
+            demand.restartable,
+        )  # fmt: skip
+        known, count = counts.get(key, (demand, 0))
+        longest = known if known.waited >= demand.waited else demand
+        counts[key] = (longest, count + demand.count)
+    return sorted(counts.values(), key=lambda pair: _order(pair[0]))
+
+
+def _order(demand: Demand) -> tuple[float | str, ...]:
+    wanted = demand.resources
+    return (
+        -demand.priority,
+        -wanted.num_nodes,
+        -demand.duration,
+        -demand.wall_time,
+        -wanted.least_cores,
+        repr((wanted, demand.expected_time, demand.restartable)),
+    )
