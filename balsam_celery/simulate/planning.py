@@ -7,7 +7,7 @@ from itertools import islice
 
 from balsam_celery.ledger import Ledger
 from balsam_celery.packing import Demand, Existing, Lane, Plan, Window, pack
-from balsam_celery.pilotfree import Holding, PilotFree
+from balsam_celery.pilotfree import PilotFree
 from balsam_celery.placement import Candidate, Pass, place
 from balsam_celery.simulate.state import Allocation, State
 from balsam_celery.simulate.workload import Kind
@@ -22,7 +22,7 @@ class Planning:
 
     def place(self, state: State, now: float) -> Pass:
         """One placement pass over the first of the backlog."""
-        return place(state.ledger, candidates(state), now, tell_all=False)
+        return place(state.ledger, candidates(state, now), now, tell_all=False)
 
     def pack(self, state: State, now: float) -> Plan:
         """One look at the backlog."""
@@ -40,37 +40,47 @@ def expected_time(state: State, kind: Kind, cut: bool) -> float | None:
     return None if cut else state.estimates.expected(kind)
 
 
-def candidates(state: State) -> Iterator[Candidate]:
+def candidates(state: State, now: float) -> Iterator[Candidate]:
     """Of each kind the oldest tasks, as many as could start and one more (for a reservation)."""
-    cores, nodes = free(state.ledger)
     total = len(state.machine.node.cores)
+    grace = state.machine.policy.kill_grace
     for (number, cut), waiting in state.backlog.kinds.items():
         kind = state.workload.kinds[number]
         wanted = kind.resources
+        expected = expected_time(state, kind, cut)
+        restartable = kind.restartable and not cut
+        needed = (
+            min(kind.wall_time, expected)
+            if restartable and expected is not None
+            else kind.wall_time
+        )
+        cores, nodes = free(state.ledger, now + needed + grace)
         if wanted.is_gang:
             most = nodes // wanted.num_nodes
         else:
             most = cores // max(1, wanted.cores_on(total))
-        expected = expected_time(state, kind, cut)
         for task in islice(waiting.first(most + 1), most + 1):
             yield Candidate(
                 f"{task:07d}",
                 state.attempts[task] + 1,
                 wanted,
                 kind.wall_time,
-                state.machine.policy.kill_grace,
+                grace,
                 kind.priority,
                 state.backlog.ready[task],
-                kind.restartable,
+                restartable,
                 expected,
             )
 
 
-def free(ledger: Ledger) -> tuple[int, int]:
-    """Free cores, and nodes on which nothing runs, where something may start."""
-    pilots = [pilot for pilot in ledger.pilots.values() if not pilot.draining]
-    cores = sum(pilot.free_cores for pilot in pilots)
-    return cores, sum(pilot.free_nodes.bit_count() for pilot in pilots)
+def free(ledger: Ledger, until: float) -> tuple[int, int]:
+    """Free cores, and nodes on which nothing runs, where something may start that ends then."""
+    cores = nodes = 0
+    for pilot in ledger.pilots.values():
+        if not pilot.draining and until <= pilot.deadline:
+            cores += pilot.free_cores
+            nodes += pilot.free_nodes.bit_count()
+    return cores, nodes
 
 
 def backlog(state: State, now: float) -> Iterator[Demand]:
@@ -125,26 +135,23 @@ def existing(state: State, allocation: Allocation, now: float) -> Existing:
 
 def _lanes(state: State, pilot: PilotFree, nodes: int, now: float) -> tuple[Lane, ...]:
     cores = len(state.machine.node.cores)
-    free: dict[str, int] = {}
-    until: dict[str, float] = {}
-    likely: dict[str, float] = {}
+    kind_of = state.workload.kind
+    expected = [state.estimates.expected(kind) for kind in state.workload.kinds]
+    #: by node: free cores, when all are free at the latest, and when that is likely
+    held: dict[str, tuple[int, float, float]] = {}
     for holding in pilot.holdings.values():
-        expected = _likely_end(state, holding, now)
+        until = likely = holding.until
+        usual = expected[kind_of[int(holding.id)]]
+        if usual is not None:
+            end = holding.since + usual
+            # what has outlived its time takes half as long again
+            likely = min(until, end if end > now else now + usual / 2)
         for share in holding.shares:
-            name = share.node
-            free[name] = free.get(name, cores) - len(share.cores)
-            until[name] = max(until.get(name, now), holding.until)
-            likely[name] = max(likely.get(name, now), expected)
-    busy = [Lane(left, until[name] - now, likely[name] - now) for name, left in free.items()]
-    return (*busy, *[Lane(cores)] * (nodes - len(free)))
-
-
-def _likely_end(state: State, holding: Holding, now: float) -> float:
-    """When it is likely to end; what has outlived its time takes half as long again."""
-    task = int(holding.id)
-    kind = state.workload.kinds[state.workload.kind[task]]
-    expected = state.estimates.expected(kind)
-    if expected is None:
-        return holding.until
-    left = holding.since + expected - now
-    return min(holding.until, now + (left if left > 0 else expected / 2))
+            left, latest, soon = held.get(share.node, (cores, now, now))
+            held[share.node] = (
+                left - len(share.cores),
+                until if until > latest else latest,
+                likely if likely > soon else soon,
+            )
+    busy = [Lane(left, latest - now, soon - now) for left, latest, soon in held.values()]
+    return (*busy, *[Lane(cores)] * (nodes - len(held)))

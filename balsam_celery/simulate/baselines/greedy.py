@@ -34,9 +34,10 @@ def start_in_order(state: State, order: Callable[[Kind], Any], now: float) -> Pa
     ledger = state.ledger
     placements: list[Placement] = []
     for shape in sorted(shapes, key=lambda one: rank[one]):
-        cores, nodes = free(ledger)
+        needed = shape[1] + state.machine.policy.kill_grace
+        cores, nodes = free(ledger, now + needed)
         if not cores:
-            break
+            continue
         decided = place(
             ledger, _candidates(state, shape, shapes[shape], cores, nodes), now, tell_all=False
         )
