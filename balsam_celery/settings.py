@@ -114,6 +114,14 @@ class PackingSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class PlacementSettings:
+    """``[placement]``: which waiting task starts next."""
+
+    ageing: Seconds = 21600  # of waiting that raise a task's priority by one
+    look_ahead: int = 64  # tasks of less than a second that may wait at workers; 0: none
+
+
+@dataclass(frozen=True, slots=True)
 class PilotSettings:
     """``[pilot]``."""
 
@@ -190,6 +198,7 @@ class Settings:
     local: LocalSettings = field(default_factory=LocalSettings)
     queues: dict[str, QueueSettings] = field(default_factory=dict)
     packing: PackingSettings = field(default_factory=PackingSettings)
+    placement: PlacementSettings = field(default_factory=PlacementSettings)
     pilot: PilotSettings = field(default_factory=PilotSettings)
     launcher: LauncherSettings = field(default_factory=LauncherSettings)
     tasks: TasksSettings = field(default_factory=TasksSettings)
@@ -227,6 +236,8 @@ def parse(plain: dict[str, Any]) -> Settings:
         InvalidInput: an unknown key or a value that cannot be used; names the key.
     """
     settings: Settings = _table(Settings, plain, "")
+    if settings.placement.ageing < 1:
+        raise InvalidInput(f"placement.ageing is {settings.placement.ageing}: give 1s or more")
     for key in ("nodes", "cores_per_node"):
         if getattr(settings.local, key) < 1:
             raise InvalidInput(f"local.{key} is {getattr(settings.local, key)}: give 1 or more")

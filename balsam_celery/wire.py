@@ -71,11 +71,15 @@ class KillOrder:
     The worker always answers with an :class:`Ended`: ``killed`` once no process of the attempt
     lives, ``fenced`` for an attempt that it never saw (and from then on never starts), or, for
     one that has ended already, the outcome it has in its outbox again.
+
+    ``waiting_only``: take back an attempt that was sent ahead; one that runs goes on, and that is
+    the only order without an answer.
     """
 
     id: str
     attempt: int
     reason: str
+    waiting_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)

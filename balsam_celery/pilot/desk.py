@@ -39,7 +39,7 @@ class Desk:
     def kill(self, order: KillOrder) -> None:
         """Carry out a kill order; its answer is always an outcome (see :class:`KillOrder`)."""
         key = (order.id, order.attempt)
-        if not self._pool.condemn([(key, "killed", order.reason)]):
+        if not self._pool.condemn([(key, "killed", order.reason)], waiting_only=order.waiting_only):
             return
         fenced = self._outbox.receive([key])
         if not fenced and self._courier.again(*key):

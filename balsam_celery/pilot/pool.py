@@ -147,12 +147,16 @@ class AttemptPool(BasePool):
             return list(self._slots.waiting.values())
 
     def condemn(
-        self, verdicts: Sequence[tuple[tuple[str, int], Outcome, str]]
+        self,
+        verdicts: Sequence[tuple[tuple[str, int], Outcome, str]],
+        *,
+        waiting_only: bool = False,
     ) -> list[tuple[str, int]]:
         """End attempts with imposed outcomes: waiting ones at once, running ones in the background.
 
         Args:
             verdicts: (key, outcome, reason) each.
+            waiting_only: leave those that run alone.
 
         Returns:
             Keys that are not here.
@@ -164,7 +168,7 @@ class AttemptPool(BasePool):
                     withdrawn.append(waiting.ended(outcome, reason))
                 elif (attempt := self._slots.running.get(key)) is None:
                     unknown.append(key)
-                elif attempt.condemn(outcome, reason):
+                elif not waiting_only and attempt.condemn(outcome, reason):
                     doomed.append(attempt)
         for ended in withdrawn:
             self._report(ended, True)

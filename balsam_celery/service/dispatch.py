@@ -19,7 +19,7 @@ from balsam_celery.service.publish import Publisher
 from balsam_celery.service.specs import BUNDLE
 from balsam_celery.site import Site
 from balsam_celery.store.rows import TaskRow
-from balsam_celery.wire import PilotOrder, TaskSpec, encode, to_plain
+from balsam_celery.wire import KillOrder, PilotOrder, TaskSpec, encode, to_plain
 
 #: Seconds for which the same revoke, forwarded by every worker, is passed on only once.
 _SAME = 10.0
@@ -46,6 +46,7 @@ class Dispatcher:
         self._revoked: dict[tuple[str, ...], float] = {}
         self._told: dict[str, tuple[float, dict[str, int]]] = {}
         self._seen: Ledger | None = None
+        self._recalled: set[tuple[str, str, str, int]] = set()
 
     def add(self, sent: Collection[Sent]) -> None:
         """Keep committed attempts to be published, in bundles by worker."""
@@ -67,6 +68,7 @@ class Dispatcher:
         """Drop what waits: another leader finds it (no worker holds it)."""
         self._waiting.clear()
         self._told.clear()
+        self._recalled.clear()
 
     def hooks(self, pending: Collection[hooks.Pending]) -> None:
         """Send steps to the transitions worker."""
@@ -80,6 +82,18 @@ class Dispatcher:
             kill.revoke_ordinary(
                 self._app, self._publisher, list(attempts), terminate=True, attempts=attempts
             )
+
+    def recall(self, recalled: Collection[tuple[str, str, str, int]]) -> None:
+        """Take back what was sent ahead: (pilot, worker, task id, attempt) each, once."""
+        wanted = set(recalled)
+        orders: dict[tuple[str, str], list[KillOrder]] = defaultdict(list)
+        for pilot, worker, task, attempt in sorted(wanted - self._recalled):
+            reason = "taken back: it was queued behind a task that runs for long"
+            orders[pilot, worker].append(KillOrder(task, attempt, reason, waiting_only=True))
+        for (pilot, worker), several in orders.items():
+            kill.send(self._publisher, pilot, worker, several)
+        # one that is lost with Redis is found by the reconciler, as its bundle would be
+        self._recalled = wanted
 
     def revoke(self, ids: tuple[str, ...], *, terminate: bool) -> None:
         """Revoke ordinary Celery tasks, once for the many workers that forward it."""

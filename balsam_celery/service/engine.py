@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from balsam_celery.service.dispatch import Dispatcher
 from balsam_celery.service.effects import AWAY, Performer, ResultBackend
 from balsam_celery.service.inbox import Inbox, Letters
 from balsam_celery.service.leading import Leadership, NotLeading
+from balsam_celery.service.pace import Pace
 from balsam_celery.service.record import Recorded, record
 from balsam_celery.settings import Settings
 from balsam_celery.site import Site
@@ -75,8 +77,12 @@ class Engine(threading.Thread):
         self._stop_asked = threading.Event()
         settings: Settings = site.settings
         self._limits = place.Limits(
-            site.run_dir, settings.site.kill_grace, settings.pilot.drain_margin
+            site.run_dir,
+            settings.site.kill_grace,
+            settings.pilot.drain_margin,
+            float(settings.placement.ageing),
         )
+        self._pace = Pace(settings.placement.look_ahead)
         self._inbox = Inbox(client, settings.key_prefix)
         self._out = Dispatcher(app, client, site)
         self._kills = kill.Kills()
@@ -149,12 +155,15 @@ class Engine(threading.Thread):
             return
         self._out.flush()
         letters = self._inbox.read(0 if self._dirty else _WAIT)
+        begin = time.monotonic()
         if letters.raw:
             self._receive(letters)
         now = self._store.clock()
         if self._dirty or now >= self._looked + _LOOK:
             self._look(now)
         self._out.flush()
+        if letters.raw:
+            self._pace.turn(time.monotonic() - begin)
         self._out.limits(self._ledger, now)
 
     def _become(self, leads: bool) -> None:
@@ -174,6 +183,7 @@ class Engine(threading.Thread):
     def _receive(self, letters: Letters) -> None:
         """Record what was read, then take it out of the inbox and acknowledge it."""
         records = letters.records
+        self._pace.note(records, self._store.clock())
         if any(not isinstance(one, Wake) for one in records):
             for recorded in self._record(records):
                 self._absorb(recorded)
@@ -222,13 +232,14 @@ class Engine(threading.Thread):
             self._ledger = Ledger.empty()
             self._rebuilt = now
         before = self._ledger
+        ahead = self._pace.ahead(now)
 
         def step(
             conn: Connection,
         ) -> tuple[Batch, list[hooks.Pending], place.Placed, tuple[list[TaskRow], list[TaskRow]]]:
             batch = Batch(conn, now, WHO)
             pending = hooks.advance(batch)
-            placed = place.start(conn, before, self._limits, now=now, who=WHO)
+            placed = place.start(conn, before, self._limits, now=now, who=WHO, ahead=ahead)
             return batch, pending, placed, self._kills.due(conn, now)
 
         batch, pending, placed, (doomed, steps) = self.leadership.run(step)
@@ -241,5 +252,6 @@ class Engine(threading.Thread):
         unsent = self.outstanding.unsent(pending)
         self._out.hooks(unsent)
         self.outstanding.sent.update({one.key: now for one in unsent})
+        self._out.recall(placed.recalled)
         self._out.kill(doomed, steps)
         self._kills.sent((*doomed, *steps), now)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +11,14 @@ from pathlib import Path
 from sqlalchemy import Connection, select
 
 from balsam_celery.ledger import Ledger
+from balsam_celery.lookahead import NO_LOOK_AHEAD, LookAhead
 from balsam_celery.pilotfree import Holding
 from balsam_celery.placement import Placement
 from balsam_celery.resources import NodeCapacity, NodeShare
 from balsam_celery.service.cases import Batch, Change
 from balsam_celery.service.release import full_arguments, parent_results
 from balsam_celery.service.specs import make_spec, worker_of
-from balsam_celery.service.window import decide, free_cores
+from balsam_celery.service.window import Rules, decide
 from balsam_celery.states import PLACEABLE, State
 from balsam_celery.store import allocations, scans, schema
 from balsam_celery.store.rows import PilotRow, PilotState
@@ -27,11 +29,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What placement needs of the site's settings; seconds."""
+    """What placement needs of the site's settings; seconds.
+
+    Attributes:
+        ageing: waiting that raises a task's priority by one.
+    """
 
     run_dir: Path
     kill_grace: int
     drain_margin: int
+    ageing: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +54,17 @@ class Sent:
 class Placed:
     """What a pass did: the ledger after it, what to publish, what changed, what there is more.
 
-    ``more``: the window was full and cores are left, so another pass may find more to start.
+    Attributes:
+        more: the window was full and cores are left, so another pass may find more to start.
+        recalled: (pilot, worker, task id, attempt) of what is to be taken back if it has not
+            started.
     """
 
     ledger: Ledger
     sent: tuple[Sent, ...] = ()
     changes: tuple[Change, ...] = ()
     more: bool = False
+    recalled: tuple[tuple[str, str, str, int], ...] = ()
 
 
 def rebuild(conn: Connection, limits: Limits) -> Ledger:
@@ -115,23 +126,37 @@ def _holdings(conn: Connection, pilot: str, limits: Limits) -> list[Holding]:
             # ``changed`` is when it was dispatched, or when it started
             row.changed + row.wall_time + limits.kill_grace,
             row.node_packing_count,
+            row.changed,
         )
         for row in scans.on_pilots(conn, pilot)
     ]
 
 
-def start(conn: Connection, ledger: Ledger, limits: Limits, *, now: float, who: str) -> Placed:
-    """One pass: start what fits now.
+def start(
+    conn: Connection,
+    ledger: Ledger,
+    limits: Limits,
+    *,
+    now: float,
+    who: str,
+    ahead: LookAhead = NO_LOOK_AHEAD,
+) -> Placed:
+    """One pass: start what fits now, and send short tasks ``ahead``.
 
     Raises:
         LostRace: see :meth:`Batch.flush`.
     """
     ledger = sync(conn, ledger, limits)
-    if not free_cores(ledger):
+    if not ledger.free_cores and not ahead.tasks and not has_queued(ledger):
         return Placed(ledger)
-    decided, more = decide(conn, ledger, limits.kill_grace, now)
+    rules = Rules(limits.kill_grace, limits.ageing, ahead)
+    decided, more = decide(conn, ledger, rules, now)
+    recalled = tuple(
+        (pilot, decided.ledger.pilots[pilot].holdings[task, attempt].shares[0].node, task, attempt)
+        for pilot, task, attempt in decided.recalled
+    )
     if not decided.placements:
-        return Placed(decided.ledger)
+        return Placed(decided.ledger, recalled=recalled)
     batch = Batch(conn, now, who)
     batch.load([one.id for one in decided.placements])
     kept: list[Placement] = []
@@ -145,7 +170,12 @@ def start(conn: Connection, ledger: Ledger, limits: Limits, *, now: float, who: 
             kept.append(one)
     sent = _dispatch(batch, ledger, limits, kept)
     batch.flush()
-    return Placed(after, tuple(sent), tuple(batch.changes), more)
+    return Placed(after, tuple(sent), tuple(batch.changes), more, recalled)
+
+
+def has_queued(ledger: Ledger) -> bool:
+    """Something is queued behind what runs."""
+    return any(any(pilot.queued()) for pilot in ledger.pilots.values())
 
 
 def _dispatch(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import cast
 
 from sqlalchemy import ColumnElement, Connection, and_
 
 from balsam_celery.ledger import Ledger
+from balsam_celery.lookahead import NO_LOOK_AHEAD, LookAhead
 from balsam_celery.placement import Candidate, Pass, place
 from balsam_celery.resources import Resources
 from balsam_celery.store import scans, schema
@@ -17,6 +20,8 @@ from balsam_celery.store.scans import Waiting
 
 #: How many waiting tasks a pass looks at.
 WINDOW = 500
+#: And how many of the oldest.
+OLDEST = 100
 #: How many shapes that do not fit it passes over at the most.
 MOST_SHAPES = 50
 SHAPE = (
@@ -33,23 +38,44 @@ SHAPE = (
 Shape = tuple[object, ...]
 
 
-def decide(conn: Connection, ledger: Ledger, kill_grace: int, now: float) -> tuple[Pass, bool]:
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What placement needs beside ledger and backlog.
+
+    Attributes:
+        kill_grace: seconds between TERM and KILL.
+        ageing: seconds of waiting that raise a task's priority by one.
+        ahead: how far short tasks are sent ahead.
+    """
+
+    kill_grace: int
+    ageing: float = math.inf
+    ahead: LookAhead = NO_LOOK_AHEAD
+
+
+def decide(conn: Connection, ledger: Ledger, rules: Rules, now: float) -> tuple[Pass, bool]:
     """What placement says of the first tasks of the backlog, and whether more of it may start.
 
     When the first ones are so many of shapes that do not fit that the window holds nothing else,
-    it is moved past those shapes, so that what fits behind them is seen too.
+    it is moved past those shapes, so that what fits behind them is seen too. The oldest, whose
+    priority has grown most, are looked at wherever they stand.
     """
-    most = free_cores(ledger)
+    most = WINDOW if rules.ahead.tasks else ledger.free_cores
     # by id: a later window shows those of an earlier one again that found room
     candidates: dict[str, Candidate] = {}
     passed: set[Shape] = set()
     while True:
-        window = scans.placeable(
-            conn, now=now, limit=WINDOW, but=[_is_of(shape) for shape in passed]
+        but = [_is_of(shape) for shape in passed]
+        window = scans.placeable(conn, now=now, limit=WINDOW, but=but)
+        candidates |= candidates_of(window, rules.kill_grace, most)
+        is_full = len(window) == WINDOW
+        if is_full and rules.ageing < math.inf:
+            oldest = scans.oldest(conn, now=now, limit=OLDEST, but=but)
+            candidates |= candidates_of(oldest, rules.kill_grace, most)
+        decided = place(
+            ledger, candidates.values(), now, ageing=rules.ageing, ahead=rules.ahead, tell_all=False
         )
-        candidates |= candidates_of(window, kill_grace, most)
-        decided = place(ledger, candidates.values(), now)
-        if len(window) < WINDOW or not free_cores(decided.ledger):
+        if not is_full or not decided.ledger.free_cores:
             return decided, False
         placed = {one.id for one in decided.placements}
         fitting = {shape_of(row) for row in window if row.id in placed}
@@ -58,12 +84,6 @@ def decide(conn: Connection, ledger: Ledger, kill_grace: int, now: float) -> tup
         if not refused or len(passed) >= MOST_SHAPES or shape_of(window[-1]) in fitting:
             return decided, True
         passed |= refused
-
-
-def free_cores(ledger: Ledger) -> int:
-    """Cores on which something may start, in all pilots."""
-    pilots = (pilot for pilot in ledger.pilots.values() if not pilot.draining)
-    return sum(len(node.cores) for pilot in pilots for node in pilot.nodes if not node.lost)
 
 
 def candidates_of(window: Iterable[Waiting], kill_grace: int, most: int) -> dict[str, Candidate]:

@@ -77,15 +77,35 @@ def placeable(
 ) -> list[Waiting]:
     """Tasks that wait for slots and may start at ``now``: by priority, then widest, then oldest.
 
-    ``but``: without those for which one of these holds. A pass for each task that ends reads
-    hundreds of these rows, hence no column more than it needs.
+    ``but``: without those for which one of these holds.
     """
+    task = schema.task.c
+    order = (task.priority.desc(), task.num_nodes.desc(), task.created)
+    return _waiting(conn, "ix_task_placeable", order, now, limit, but)
+
+
+def oldest(
+    conn: Connection, *, now: float, limit: int, but: Collection[ColumnElement[bool]] = ()
+) -> list[Waiting]:
+    """As :func:`placeable`, the oldest first."""
+    return _waiting(conn, "ix_task_waiting_created", (schema.task.c.created,), now, limit, but)
+
+
+def _waiting(
+    conn: Connection,
+    index: str,
+    order: tuple[ColumnElement[Any], ...],
+    now: float,
+    limit: int,
+    but: Collection[ColumnElement[bool]],
+) -> list[Waiting]:
+    # a pass for each task that ends reads hundreds of these rows, hence no column more than needed
     task = schema.task
     query = (
-        by_index(select(*(task.c[name] for name in Waiting._fields)), "ix_task_placeable")
+        by_index(select(*(task.c[name] for name in Waiting._fields)), index)
         .where(text(schema.PLACEABLE_SQL), task.c.not_before <= now)
         .where(*(~condition for condition in but))
-        .order_by(task.c.priority.desc(), task.c.num_nodes.desc(), task.c.created)
+        .order_by(*order)
         .limit(limit)
     )
     return [Waiting._make(row) for row in conn.execute(query).all()]

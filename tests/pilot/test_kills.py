@@ -76,6 +76,19 @@ def test_kill_of_a_waiting_attempt(pilot: Pilot) -> None:
     assert pilot.service.ended("runs").outcome == "killed"
 
 
+def test_only_what_waits_is_taken_back(pilot: Pilot) -> None:
+    pilot.run(pilot.spec("ahead", "/bin/sleep", "60"), pilot.spec("behind", "/bin/true"))
+    wait_until(lambda: pilot.inspect("active"), 10, "the first runs")
+    for task in ("ahead", "behind", "unseen"):
+        pilot.kill(KillOrder(task, 1, "taken back", waiting_only=True))
+    assert pilot.service.ended("unseen").outcome == "fenced"
+    taken = pilot.service.ended("behind")
+    assert (taken.outcome, taken.started, taken.reason) == ("killed", None, "taken back")
+    assert [one["id"] for one in pilot.inspect("active")] == ["ahead"]
+    pilot.kill(KillOrder("ahead", 1, "the test is over"))
+    assert pilot.service.ended("ahead").reason == "the test is over"
+
+
 def test_fence_before_the_message(pilot: Pilot) -> None:
     pilot.kill(KillOrder("fenced", 1, "lost on the way"))
     ended = pilot.service.ended("fenced")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from balsam_celery.ledger import Ledger
+from balsam_celery.lookahead import NO_LOOK_AHEAD, LookAhead
 from balsam_celery.resources import NodeCapacity
 from balsam_celery.service import hooks, place
 from balsam_celery.service.cases import Batch
@@ -41,11 +42,13 @@ def add_pilot(
     store.run(write)
 
 
-def start(store: Store) -> list[place.Sent]:
+def start(store: Store, ahead: LookAhead = NO_LOOK_AHEAD) -> list[place.Sent]:
     """Give slots to what waits, as a leader that has just started would."""
     return list(
         store.run(
-            lambda conn: place.start(conn, Ledger.empty(), LIMITS, now=store.clock(), who="test")
+            lambda conn: place.start(
+                conn, Ledger.empty(), LIMITS, now=store.clock(), who="test", ahead=ahead
+            )
         ).sent
     )
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 
 from balsam_celery.ledger import Ledger
+from balsam_celery.lookahead import LookAhead
 from balsam_celery.resources import NodeShare
 from balsam_celery.service import place, specs, window
 from balsam_celery.service.requests import request_kill
@@ -52,7 +56,7 @@ def test_the_ledger_of_one_leader_agrees_with_sql(store: Store) -> None:
         assert len(done.sent) == 2
         ledger = done.ledger
         rebuilt = store.run(lambda conn: place.rebuild(conn, LIMITS))
-        assert rebuilt.pilots["pilot1"].holdings.keys() == ledger.pilots["pilot1"].holdings.keys()
+        assert set(rebuilt.pilots["pilot1"].holdings) == set(ledger.pilots["pilot1"].holdings)
         told = tell(store, *(ended(sent.spec.id) for sent in done.sent))
         for pilot, id, attempt in told.left:
             ledger = ledger.give_back(pilot, [(id, attempt)])
@@ -102,6 +106,59 @@ def test_what_fits_is_found_behind_what_does_not(
     thick = [program(f"c{number:05}", ranks_per_node=3, priority=4) for number in range(15)]
     add(store, *wide, *thick, program("t00001"), program("t00002"), program("t00003"))
     assert [sent.spec.id for sent in start(store)] == ["t00001", "t00002"]
+
+
+def test_what_has_aged_is_found_behind_any_number_of_others(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(window, "WINDOW", 5)
+    add_pilot(store, (1,))
+    add(store, program("old000"))
+    newer = [program(f"n{number:05}", priority=2) for number in range(20)]
+    add(store, *newer)
+    created = store.clock() - 100
+    store.run(
+        lambda conn: conn.execute(
+            task_table.update().where(task_table.c.id == "old000").values(created=created)
+        )
+    )
+
+    def first(ageing: float) -> str:
+        limits = replace(LIMITS, ageing=ageing)
+        with store.read() as conn:
+            ledger = place.rebuild(conn, limits)
+            rules = window.Rules(limits.kill_grace, limits.ageing)
+            [one] = window.decide(conn, ledger, rules, store.clock())[0].placements
+        return one.id
+
+    assert first(math.inf).startswith("n")
+    assert first(60.0).startswith("n")
+    assert first(30.0) == "old000"
+
+
+def test_short_tasks_are_sent_ahead_and_taken_back(store: Store) -> None:
+    add_pilot(store, (1, 1))
+    add(store, *(program(f"t{number:05}", expected_time=0.1) for number in range(10)))
+    ahead = LookAhead(tasks=4)
+    sent = list(start(store, ahead))
+    assert [one.spec.shares[0].queued for one in sent] == [False] * 2 + [True] * 4
+    assert not start(store, ahead)
+    behind = [one.spec.id for one in sent if one.spec.shares == sent[2].spec.shares]
+    assert len(behind) == 2
+    # the first ends: the one behind it has its cores, and nothing is given twice
+    tell(store, ended(sent[0].spec.id))
+    with store.read() as conn:
+        ledger = place.rebuild(conn, LIMITS)
+    assert ledger.free_cores == 0
+    assert len(ledger.pilots["pilot1"].holdings) == 5
+    # what it waits for runs on and on
+    now = store.clock() + 3 * ahead.patience
+    late = store.run(lambda conn: place.start(conn, ledger, LIMITS, now=now, who="test"))
+    queued = {(one.spec.id, 1) for one in sent[2:]} - {(behind[0], 1)}
+    assert {(task, attempt) for _, _, task, attempt in late.recalled} == queued
+    tell(store, ended(behind[1], "killed", started=None, reason="taken back"))
+    assert task(store, behind[1]).state is S.RESTART_READY
+    assert task(store, behind[1]).failures == 0
 
 
 def test_what_found_room_is_placed_once_though_two_windows_show_it(
