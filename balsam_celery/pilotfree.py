@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from immutables import Map
@@ -301,30 +301,43 @@ class PilotFree:
     def _change(self, changed: Iterable[tuple[int, NodeFree, float]]) -> None:
         """Put nodes at their places, with the time at which each is free at the latest."""
         nodes = self._nodes.mutate()
+        # bits are gathered by what becomes of them: a set of thousands is not rewritten for each
+        by_cores: dict[tuple[float, float], int] = {}
+        by_time: dict[tuple[float, float], int] = {}
+        free = not_free = given_back = 0
         for place, node, until in changed:
-            old = nodes[place]
-            before, after, bit = len(old.cores), len(node.cores), 1 << place
-            if before != after:
-                _move(self._buckets, bit, before, after)
+            old, bit = nodes[place], 1 << place
+            cores = len(old.cores), len(node.cores)
+            if cores[0] != cores[1]:
+                by_cores[cores] = by_cores.get(cores, 0) | bit
                 if not node.lost:
-                    self.free_cores += after - before
-            if node.holders < old.holders:
-                for wanted, places in self._unfit.items():
-                    if places & bit:
-                        self._unfit[wanted] = places & ~bit
-            self.free_nodes = self.free_nodes | bit if node.is_free else self.free_nodes & ~bit
-            nodes[place] = node
-            if until != self._until[place]:
-                _move(self._releases, bit, self._until[place] // _STEP, until // _STEP)
+                    self.free_cores += cores[1] - cores[0]
+            if until != (before := self._until[place]):
+                steps = before // _STEP, until // _STEP
+                by_time[steps] = by_time.get(steps, 0) | bit
                 self._until[place] = until
+            if node.holders < old.holders:
+                given_back |= bit
+            if node.is_free:
+                free |= bit
+            else:
+                not_free |= bit
+            nodes[place] = node
         self._nodes = nodes.finish()
+        self.free_nodes = self.free_nodes & ~not_free | free
+        _move(self._buckets, by_cores)
+        _move(self._releases, by_time)
+        if given_back:
+            for wanted, places in self._unfit.items():
+                self._unfit[wanted] = places & ~given_back
 
 
-def _move(sets: dict[float, int], bit: int, before: float, after: float) -> None:
-    """Move a place from one of several disjoint bit sets to another; empty ones vanish."""
-    left = sets.get(before, 0) & ~bit
-    if left:
-        sets[before] = left
-    else:
-        sets.pop(before, None)
-    sets[after] = sets.get(after, 0) | bit
+def _move(sets: dict[float, int], moves: Mapping[tuple[float, float], int]) -> None:
+    """Move places from one to another of several disjoint bit sets; empty ones vanish."""
+    for (before, after), places in moves.items():
+        left = sets.get(before, 0) & ~places
+        if left:
+            sets[before] = left
+        else:
+            sets.pop(before, None)
+        sets[after] = sets.get(after, 0) | places
