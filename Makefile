@@ -23,6 +23,8 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/planning.py
+	$(BIN)/python benchmarks/planning.py --million
 
 $(STAMP): setup.py constraints.txt scripts/make-venv
 	scripts/make-venv $(VENV)

@@ -23,6 +23,7 @@ FLOORS: dict[str, int] = {
     "packing": 0,
     "keys": 0,
     "ledger": 0,
+    "simulate": 0,
     "backfill": 0,
     "bitset": 0,
     "candidate": 0,

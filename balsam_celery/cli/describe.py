@@ -11,6 +11,7 @@ from typing import Any
 from balsam_celery.amounts import counts_from
 from balsam_celery.durations import timestamp as timestamp
 from balsam_celery.resources import Resources
+from balsam_celery.runtimes import Histogram
 from balsam_celery.store.rows import AllocationRow, AttemptRow, EventRow, PilotRow, TaskRow
 
 Plain = dict[str, Any]
@@ -169,6 +170,18 @@ def pilot(row: PilotRow) -> Plain:
         "ended": timestamp(row.ended),
         "idle_since": timestamp(row.idle_since),
         "reason": row.reason,
+    }
+
+
+def runtime(application: str, shape: str, runs: Histogram) -> Plain:
+    """How long a program's runs of one shape took that ended well."""
+    return {
+        "application": application,
+        "shape": shape,
+        "runs": runs.count,
+        "mean": runs.mean,
+        "median": runs.quantile(0.5),
+        "ninety_percent": runs.quantile(0.9),
     }
 
 

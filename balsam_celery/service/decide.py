@@ -16,6 +16,7 @@ from balsam_celery.limits import Policy, Queue, fits_some_queue, policy_of, queu
 from balsam_celery.packing import Demand, Existing, Plan, Window, pack
 from balsam_celery.schedulers.base import Scheduler
 from balsam_celery.service.backoff import Pause, pauses
+from balsam_celery.service.estimates import estimates
 from balsam_celery.service.existing import existing
 from balsam_celery.settings import Settings
 from balsam_celery.store import allocations, scans
@@ -55,7 +56,8 @@ def decide(
 
     ``windows``: idle nodes, where the scheduler told them.
     """
-    shapes = scans.backlog(conn, now=now)
+    known = estimates(conn, now)
+    shapes = scans.backlog(conn, now=now, applications=known.learned.applications)
     reasons = {
         shape: fits_some_queue(shape.resources, shape.wall_time, settings) for shape in shapes
     }
@@ -66,7 +68,7 @@ def decide(
             shape.wall_time,
             shape.count,
             shape.priority,
-            shape.expected_time,
+            known.mean(shape),
             shape.restartable,
             max(0.0, now - shape.oldest),
         )
@@ -81,7 +83,7 @@ def decide(
     if not backlog and not live:
         return told
     queues = queues_of(settings)
-    there = existing(conn, settings, live, now)
+    there = existing(conn, settings, live, known, now)
     plan, paused = _plan(conn, backlog, queues, there, policy, windows, now)
     return replace(told, plan=plan, paused=paused)
 

@@ -22,6 +22,7 @@ from balsam_celery.schedulers import make_scheduler
 from balsam_celery.schedulers.base import Scheduler
 from balsam_celery.service import leading, place, window
 from balsam_celery.service.decide import Decision, decide, foresee
+from balsam_celery.service.estimates import estimates
 from balsam_celery.service.why import why
 from balsam_celery.service.why_facts import Job, SiteFacts, Standing, TaskFacts, Why
 from balsam_celery.site import Site, check_runs_here
@@ -157,7 +158,8 @@ def _placed(conn: Connection, site: Site, row: TaskRow, now: float) -> tuple[str
     decided, _ = window.decide(conn, ledger, rules, now)
     starts = [one.pilot for one in decided.placements if one.id == row.id]
     kept = [one for one in decided.reservations if one.id == row.id]
-    [candidate] = window.candidates_of([_waiting(row)], grace, 1).values()
+    known = estimates(conn, now)
+    [candidate] = window.candidates_of([_waiting(row)], grace, 1, known).values()
     fitting = [id for id, free in ledger.pilots.items() if fits_ever(free, candidate, now)]
     pilots: list[PilotRow] = [allocations.get_pilot(conn, id) for id in fitting]
     return (starts[0] if starts else ""), Standing(

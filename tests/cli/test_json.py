@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from balsam_celery.runtimes import Run
 from balsam_celery.states import State
+from balsam_celery.store import runtimes
 from balsam_celery.store.allocations import insert_allocation, insert_pilot
 from tests.cli.conftest import Cli
 from tests.service.test_why import TABLE as TASKS
@@ -141,6 +143,9 @@ def test_the_rest(full: Cli) -> None:
     for row in full.json("pilot")["pilots"]:
         check("pilot", row)
     check("application", full.json("app", "add", "x", "prog"))
+    full.store.run(lambda conn: runtimes.add(conn, [Run("x", "nodes=1", 3.0)]))
+    [runtime] = full.json("app", "runtimes")["runtimes"]
+    check("runtime", runtime)
     status = full.json("status", status=1)
     check("status", status)
     check("site", status["site"])

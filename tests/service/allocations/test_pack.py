@@ -10,16 +10,18 @@ from sqlalchemy import update
 
 from balsam_celery.errors import SchedulerUnavailable
 from balsam_celery.packing import Lane, Window
+from balsam_celery.runtimes import Run, shape_of
 from balsam_celery.schedulers.base import IdleWindow, Scheduler
 from balsam_celery.schedulers.local import LocalScheduler
 from balsam_celery.service.decide import Decision, decide, foresee
+from balsam_celery.service.estimates import estimates
 from balsam_celery.service.existing import existing
 from balsam_celery.service.pack import pack
 from balsam_celery.service.poll import Poller
 from balsam_celery.settings import QueueSettings
 from balsam_celery.site import Site
 from balsam_celery.states import State
-from balsam_celery.store import allocations, scans, schema
+from balsam_celery.store import allocations, runtimes, scans, schema
 from balsam_celery.store.engine import Store
 from balsam_celery.store.rows import AllocationRow, AllocationState, PilotState
 from tests.service.allocations.making import (
@@ -200,6 +202,54 @@ def test_a_job_that_ended_unused_is_asked_for_again(
     assert len(scheduler.jobs()) == 2
 
 
+def learn(store: Store, application: str, *seconds: float) -> None:
+    runs = [Run(application, shape_of(1, 1, 1, 0.0), one) for one in seconds]
+    store.run(lambda conn: runtimes.add(conn, runs))
+
+
+def test_amounts_are_planned_by_what_earlier_runs_took(
+    store: Store, site: Site, scheduler: Scheduler, client: redis.Redis, clock: Clock
+) -> None:
+    add(store, *(program(f"task{n:02}", application="relax") for n in range(24)))
+    [limit] = pack(store, scheduler, site, client).plan.requests
+    set_allocation(store, rows(store)[0].id, AllocationState.FAILED)
+    learn(store, "relax", *[6.0] * 20)
+    clock.now += 100
+    [learned] = pack(store, scheduler, site, client).plan.requests
+    # three rounds, of which the last one has its limit before it
+    assert (limit.nodes, learned.nodes) == (4, 4)
+    assert limit.wall_time - learned.wall_time == pytest.approx(2 * (60 - 6), abs=2)
+
+
+def test_a_lane_is_free_when_earlier_runs_would_have_ended(
+    store: Store, site: Site, scheduler: Scheduler, client: redis.Redis, clock: Clock
+) -> None:
+    running_pilot(store, site)  # two nodes for 300 s
+    for node in ("n0", "n1"):
+        dispatched(store, f"runs-{node}", "p1", nodes=(node,), running=True)
+    busy = {"wall_time": 270, "application": "relax"}
+    store.run(lambda conn: conn.execute(update(schema.task).values(busy)))
+    add(store, program("wide01", num_nodes=2))
+    learn(store, "relax", *[60.0] * 20)
+    assert not pack(store, scheduler, site, client).plan.requests
+    # they outlive that: now they are taken to run as long again, and the pilot ends too soon
+    clock.now += 150
+    [request] = pack(store, scheduler, site, client).plan.requests
+    assert request.nodes >= 2
+    assert task(store, "runs-n0").state is State.RUNNING
+
+
+def test_where_nothing_is_known_a_lane_is_busy_for_its_limit(
+    store: Store, site: Site, scheduler: Scheduler, client: redis.Redis
+) -> None:
+    running_pilot(store, site)
+    for node in ("n0", "n1"):
+        dispatched(store, f"runs-{node}", "p1", nodes=(node,), running=True)
+    store.run(lambda conn: conn.execute(update(schema.task).values(wall_time=270)))
+    add(store, program("wide01", num_nodes=2))
+    assert pack(store, scheduler, site, client).plan.requests
+
+
 def test_an_idle_pilot_drains_after_its_time(
     store: Store, site: Site, scheduler: Scheduler, client: redis.Redis, clock: Clock
 ) -> None:
@@ -339,11 +389,11 @@ def test_lanes_are_free_when_their_tasks_are_likely_to_end(
     clock.now += 5
     with store.read() as conn:
         live = allocations.list_allocations(conn)
-        [one] = existing(conn, site.settings, live, clock.now)
+        [one] = existing(conn, site.settings, live, estimates(conn, clock.now), clock.now)
     assert one.lanes == (Lane(1, 60.0, 15.0), Lane(2, 0.0, 0.0))
     clock.now += 20
     with store.read() as conn:
-        [one] = existing(conn, site.settings, live, clock.now)
+        [one] = existing(conn, site.settings, live, estimates(conn, clock.now), clock.now)
     assert one.lanes[0] == Lane(1, 40.0, 10.0)
 
 

@@ -1,0 +1,157 @@
+"""Our own planner: the very functions of the service, fed from a simulation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+from balsam_celery.ledger import Ledger
+from balsam_celery.packing import Demand, Existing, Lane, Plan, Window, pack
+from balsam_celery.pilotfree import PilotFree
+from balsam_celery.placement import Candidate, Pass, place
+from balsam_celery.simulate.state import Allocation, State
+from balsam_celery.simulate.workload import Kind
+
+
+class Planning:
+    """``packing.pack`` and ``placement.place`` as the service calls them."""
+
+    name = "balsam_celery"
+    idle_timeout: float | None = None
+    interval: float | None = None
+
+    def place(self, state: State, now: float) -> Pass:
+        """One placement pass over the first of the backlog."""
+        return place(state.ledger, candidates(state, now), now, tell_all=False)
+
+    def pack(self, state: State, now: float) -> Plan:
+        """One look at the backlog."""
+        return pack(
+            list(backlog(state, now)),
+            state.machine.queues,
+            [existing(state, one, now) for one in state.allocations.values()],
+            state.machine.policy,
+            windows=windows(state),
+        )
+
+
+def expected_time(state: State, kind: Kind, cut: bool) -> float | None:
+    """What a task of ``kind`` is expected to run; one that was cut is not trusted again."""
+    return None if cut else state.estimates.expected(kind)
+
+
+def candidates(state: State, now: float) -> Iterator[Candidate]:
+    """Of each kind the oldest tasks, as many as could start and one more (for a reservation)."""
+    total = len(state.machine.node.cores)
+    grace = state.machine.policy.kill_grace
+    for (number, cut), waiting in state.backlog.kinds.items():
+        kind = state.workload.kinds[number]
+        wanted = kind.resources
+        expected = expected_time(state, kind, cut)
+        restartable = kind.restartable and not cut
+        needed = (
+            min(kind.wall_time, expected)
+            if restartable and expected is not None
+            else kind.wall_time
+        )
+        cores, nodes = free(state.ledger, now + needed + grace)
+        if wanted.is_gang:
+            most = nodes // wanted.num_nodes
+        else:
+            most = cores // max(1, wanted.cores_on(total))
+        for task in islice(waiting.first(most + 1), most + 1):
+            yield Candidate(
+                f"{task:07d}",
+                state.attempts[task] + 1,
+                wanted,
+                kind.wall_time,
+                grace,
+                kind.priority,
+                state.backlog.ready[task],
+                restartable,
+                expected,
+            )
+
+
+def free(ledger: Ledger, until: float) -> tuple[int, int]:
+    """Free cores, and nodes on which nothing runs, where something may start that ends then."""
+    cores = nodes = 0
+    for pilot in ledger.pilots.values():
+        if not pilot.draining and until <= pilot.deadline:
+            cores += pilot.free_cores
+            nodes += pilot.free_nodes.bit_count()
+    return cores, nodes
+
+
+def backlog(state: State, now: float) -> Iterator[Demand]:
+    """What waits, by shape."""
+    for (number, cut), waiting in state.backlog.kinds.items():
+        kind = state.workload.kinds[number]
+        yield Demand(
+            kind.resources,
+            kind.wall_time,
+            len(waiting),
+            kind.priority,
+            expected_time(state, kind, cut),
+            kind.restartable and not cut,
+            now - state.backlog.ready[next(waiting.first(1))],
+        )
+
+
+def windows(state: State) -> list[Window]:
+    """What the scheduler tells to be idle, in each queue."""
+    return [
+        Window(queue.name, idle.nodes, idle.seconds)
+        for queue in state.machine.queues
+        for idle in state.idle
+    ]
+
+
+def existing(state: State, allocation: Allocation, now: float) -> Existing:
+    """An allocation as packing sees it (as ``service.existing`` builds it from SQL)."""
+    policy = state.machine.policy
+    lanes: tuple[Lane, ...] = ()
+    if allocation.state == "queued":
+        usable = float(policy.usable(allocation.wall_time))
+    elif allocation.state == "starting":
+        age = max(now - (allocation.started or now), policy.startup_margin)
+        usable = allocation.wall_time - age - policy.drain_margin
+    else:
+        pilot = state.ledger.pilots[allocation.id]
+        usable = 0.0 if allocation.draining else pilot.deadline - now
+        lanes = _lanes(state, pilot, allocation.nodes, now)
+    return Existing(
+        allocation.id,
+        allocation.queue,
+        "queued" if allocation.state == "queued" else "running",
+        allocation.nodes,
+        max(0.0, usable),
+        state.machine.node,
+        lanes,
+        now - allocation.submitted if allocation.state == "queued" else 0.0,
+        None if allocation.idle_since is None else now - allocation.idle_since,
+    )
+
+
+def _lanes(state: State, pilot: PilotFree, nodes: int, now: float) -> tuple[Lane, ...]:
+    cores = len(state.machine.node.cores)
+    kind_of = state.workload.kind
+    expected = [state.estimates.expected(kind) for kind in state.workload.kinds]
+    #: by node: free cores, when all are free at the latest, and when that is likely
+    held: dict[str, tuple[int, float, float]] = {}
+    for holding in pilot.holdings.values():
+        until = likely = holding.until
+        usual = expected[kind_of[int(holding.id)]]
+        if usual is not None:
+            end = holding.since + usual
+            # what has outlived its time takes half as long again
+            likely = min(until, end if end > now else now + usual / 2)
+        for share in holding.shares:
+            left, latest, soon = held.get(share.node, (cores, now, now))
+            held[share.node] = (
+                left - len(share.cores),
+                until if until > latest else latest,
+                likely if likely > soon else soon,
+            )
+    busy = [Lane(left, latest - now, soon - now) for left, latest, soon in held.values()]
+    return (*busy, *[Lane(cores)] * (nodes - len(held)))

@@ -1,0 +1,100 @@
+"""What a simulated scheduler may see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from balsam_celery.ledger import Ledger
+from balsam_celery.packing import Plan
+from balsam_celery.placement import Pass
+from balsam_celery.simulate.backlog import Backlog
+from balsam_celery.simulate.batch import Idle
+from balsam_celery.simulate.estimates import Estimates
+from balsam_celery.simulate.machine import Machine
+from balsam_celery.simulate.workload import Workload
+
+
+@dataclass(slots=True)
+class Allocation:
+    """A batch job of ours; times in seconds.
+
+    Attributes:
+        id, queue, nodes, wall_time: what was asked for.
+        submitted: when. state: ``"queued"``; ``"starting"``: it runs, its workers do not yet;
+            ``"live"``; ``"ended"``.
+        started, ended: when, ``None``: not yet.
+        draining: nothing may start in it.
+        idle_since: since when nothing runs in it, ``None``: something does.
+        starved: at some time while it was live nothing waited.
+        used: node-seconds of attempts that succeeded in it.
+    """
+
+    id: str
+    queue: str
+    nodes: int
+    wall_time: int
+    submitted: float
+    state: Literal["queued", "starting", "live", "ended"] = "queued"
+    started: float | None = None
+    ended: float | None = None
+    draining: bool = False
+    idle_since: float | None = None
+    starved: bool = False
+    used: float = 0.0
+
+    @property
+    def charged(self) -> float:
+        """Node-seconds from its start to its end; 0 while it has not ended."""
+        if self.started is None or self.ended is None:
+            return 0.0
+        return self.nodes * (self.ended - self.started)
+
+
+@dataclass(slots=True)
+class State:
+    """Everything at one moment.
+
+    Attributes:
+        machine: the machine and the site's settings.
+        workload: of each task only the kind may be read by a scheduler that is not clairvoyant.
+        backlog: what waits.
+        ledger: what is free in live pilots.
+        allocations: those that have not ended by id, the oldest first.
+        estimates: of runtimes.
+        attempts: how often each task was started.
+        idle: what a job could have at once; empty when the scheduler does not tell.
+        charged: node-seconds of allocations that have ended.
+    """
+
+    machine: Machine
+    workload: Workload
+    backlog: Backlog
+    ledger: Ledger
+    allocations: dict[str, Allocation]
+    estimates: Estimates
+    attempts: list[int]
+    idle: list[Idle] = field(default_factory=list)
+    charged: float = 0.0
+
+
+class Planner(Protocol):
+    """Decides what starts where, and which allocations to ask for."""
+
+    @property
+    def name(self) -> str:
+        """Shown in tables."""
+
+    @property
+    def idle_timeout(self) -> float | None:
+        """Seconds without work after which a pilot ends; ``None``: the machine's setting."""
+
+    @property
+    def interval(self) -> float | None:
+        """Seconds between its looks at the backlog; ``None``: the machine's, on change only."""
+
+    def place(self, state: State, now: float) -> Pass:
+        """What starts now (ids are numbers of tasks as text)."""
+
+    def pack(self, state: State, now: float) -> Plan:
+        """What to ask for and to give up now."""
