@@ -8,9 +8,12 @@ from dataclasses import dataclass
 
 from balsam_celery.candidate import Candidate
 from balsam_celery.ledger import Ledger
+from balsam_celery.limits import Policy, Queue
 from balsam_celery.lookahead import LookAhead
+from balsam_celery.packing import pack
 from balsam_celery.pilotfree import Holding
 from balsam_celery.placement import Pass, Placement, place
+from balsam_celery.plans import Demand, Existing, Note, Request, Window
 from balsam_celery.resources import NodeCapacity
 
 
@@ -82,3 +85,42 @@ class PlacementDecision:
                 ledger = ledger.lose_node(pilot.id, name)
         ageing = math.inf if self.ageing is None else self.ageing
         return place(ledger, self.candidates, self.now, ageing=ageing, ahead=self.ahead).placements
+
+    @property
+    def is_repeated(self) -> bool:
+        """Placement decides the same of the same inputs now."""
+        return self.replay() == self.placements
+
+
+@dataclass(frozen=True, slots=True)
+class PackingDecision:
+    """One pass of packing: the arguments of :func:`packing.pack`, and what it decided."""
+
+    now: float
+    backlog: tuple[Demand, ...]
+    queues: tuple[Queue, ...]
+    allocations: tuple[Existing, ...]
+    policy: Policy
+    windows: tuple[Window, ...]
+    requests: tuple[Request, ...]
+    notes: tuple[Note, ...]
+
+    @property
+    def is_repeated(self) -> bool:
+        """Packing decides the same of the same inputs now."""
+        plan = pack(self.backlog, self.queues, self.allocations, self.policy, windows=self.windows)
+        return (plan.requests, plan.notes) == (self.requests, self.notes)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of ``decisions.jsonl``: either of them."""
+
+    placement: PlacementDecision | None = None
+    packing: PackingDecision | None = None
+
+    @property
+    def is_repeated(self) -> bool:
+        """The same is decided of the same inputs now."""
+        decisions = (self.placement, self.packing)
+        return all(one.is_repeated for one in decisions if one is not None)

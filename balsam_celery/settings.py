@@ -189,6 +189,7 @@ class LogSettings:
     level: str = "INFO"
     max_bytes: int = 10_000_000
     backups: int = 3
+    decisions: bool = False  # write each decision of planning, with its inputs, to decisions.jsonl
 
 
 @dataclass(frozen=True, slots=True)

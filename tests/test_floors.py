@@ -26,6 +26,7 @@ FLOORS: dict[str, int] = {
     "simulate": 0,
     "backfill": 0,
     "bitset": 0,
+    "decisions": 0,
     "candidate": 0,
     "lookahead": 0,
     "nodefree": 0,

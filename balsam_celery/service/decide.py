@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from sqlalchemy import Connection
 
+from balsam_celery.decisions import PackingDecision
 from balsam_celery.errors import SchedulerError
 from balsam_celery.limits import Policy, Queue, fits_some_queue, policy_of, queues_of
 from balsam_celery.packing import Demand, Existing, Plan, Window, pack
@@ -39,6 +40,7 @@ class Decision:
         live: allocations that wait or run.
         budget: node-seconds left for new allocations, ``None``: no limit.
         windows: idle nodes that were counted on.
+        told: all that packing was told, and what it answered.
     """
 
     plan: Plan = field(default_factory=Plan)
@@ -47,6 +49,7 @@ class Decision:
     live: tuple[AllocationRow, ...] = ()
     budget: float | None = None
     windows: tuple[Window, ...] = ()
+    told: PackingDecision | None = None
 
 
 def decide(
@@ -77,15 +80,26 @@ def decide(
     ]
     live = allocations.list_allocations(conn, LIVE_ALLOCATIONS)
     policy = _with_budget(conn, settings)
-    told = Decision(
+    empty = Decision(
         hopeless=hopeless, live=tuple(live), budget=policy.budget, windows=tuple(windows)
     )
     if not backlog and not live:
-        return told
+        return empty
     queues = queues_of(settings)
     there = existing(conn, settings, live, known, now)
     plan, paused = _plan(conn, backlog, queues, there, policy, windows, now)
-    return replace(told, plan=plan, paused=paused)
+    asked = tuple(queue for queue in queues if queue.name not in paused)
+    told = PackingDecision(
+        now,
+        tuple(backlog),
+        asked,
+        tuple(there),
+        policy,
+        tuple(windows),
+        plan.requests,
+        plan.notes,
+    )
+    return replace(empty, plan=plan, paused=paused, told=told)
 
 
 def _plan(

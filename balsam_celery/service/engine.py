@@ -25,6 +25,7 @@ from balsam_celery.service.courier import Courier
 from balsam_celery.service.dispatch import Dispatcher
 from balsam_celery.service.effects import AWAY, Performer, ResultBackend
 from balsam_celery.service.inbox import Inbox, Letters
+from balsam_celery.service.journal import Journal
 from balsam_celery.service.leading import Leadership, NotLeading
 from balsam_celery.service.pace import Pace
 from balsam_celery.service.record import Recorded, record
@@ -55,6 +56,7 @@ class Engine(threading.Thread):
         site, app, store: the site, its Celery application and its database.
         client: Redis, for this thread.
         backend: where results go.
+        journal: where passes of placement are written down.
         on_lead: told in this thread when leadership comes and goes.
     """
 
@@ -65,6 +67,7 @@ class Engine(threading.Thread):
         store: Store,
         client: redis.Redis,
         backend: ResultBackend,
+        journal: Journal,
         on_lead: Callable[[bool], None] = lambda leads: None,
     ) -> None:
         super().__init__(name="balsam-engine", daemon=True)
@@ -81,7 +84,9 @@ class Engine(threading.Thread):
             settings.site.kill_grace,
             settings.pilot.drain_margin,
             float(settings.placement.ageing),
+            journal.wanted,
         )
+        self._journal = journal
         self._pace = Pace(settings.placement.look_ahead)
         self._inbox = Inbox(client, settings.key_prefix)
         self._out = Dispatcher(app, client, site)
@@ -243,6 +248,7 @@ class Engine(threading.Thread):
             return batch, pending, placed, self._kills.due(conn, now)
 
         batch, pending, placed, (doomed, steps) = self.leadership.run(step)
+        self._journal.write(placed.decision)
         self._ledger = placed.ledger
         self._looked = now
         self._dirty = placed.more

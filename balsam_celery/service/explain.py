@@ -155,7 +155,7 @@ def _placed(conn: Connection, site: Site, row: TaskRow, now: float) -> tuple[str
     limits = place.Limits(site.run_dir, grace, settings.pilot.drain_margin)
     ledger = place.rebuild(conn, limits, lock=False)
     rules = window.Rules(grace, settings.placement.ageing, tell_all=True)
-    decided, _ = window.decide(conn, ledger, rules, now)
+    decided = window.decide(conn, ledger, rules, now).decided
     starts = [one.pilot for one in decided.placements if one.id == row.id]
     kept = [one for one in decided.reservations if one.id == row.id]
     known = estimates(conn, now)

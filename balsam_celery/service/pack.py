@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import redis
 from sqlalchemy import ColumnElement, Connection, select, text
 
+from balsam_celery.decisions import PackingDecision
 from balsam_celery.packing import Plan, Window
 from balsam_celery.schedulers.base import Scheduler
 from balsam_celery.service import idle
@@ -40,12 +41,14 @@ class Packed:
         submitted: ids of the allocations that the scheduler took.
         changes: tasks that failed because no allocation could ever hold them.
         paused: queues that were wanted and are asked for nothing now, by name.
+        decision: the pass, to be written down; ``None``: there was nothing to decide.
     """
 
     plan: Plan = field(default_factory=Plan)
     submitted: tuple[str, ...] = ()
     changes: tuple[Change, ...] = ()
     paused: dict[str, Pause] = field(default_factory=dict)
+    decision: PackingDecision | None = None
 
 
 def pack(store: Store, scheduler: Scheduler, site: Site, client: redis.Redis) -> Packed:
@@ -101,7 +104,7 @@ def _write(
             request.nodes, request.wall_time, request.queue, request.reason,
         )  # fmt: skip
     insert_requests(conn, site, plan.requests, now=now)
-    return Packed(plan, changes=changes, paused=decision.paused)
+    return Packed(plan, changes=changes, paused=decision.paused, decision=decision.told)
 
 
 def _fail_hopeless(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, select
 
+from balsam_celery.decisions import PlacementDecision
 from balsam_celery.ledger import Ledger
 from balsam_celery.lookahead import NO_LOOK_AHEAD, LookAhead
 from balsam_celery.pilotfree import Holding
@@ -33,12 +34,14 @@ class Limits:
 
     Attributes:
         ageing: waiting that raises a task's priority by one.
+        journal: passes are to be written down.
     """
 
     run_dir: Path
     kill_grace: int
     drain_margin: int
     ageing: float = math.inf
+    journal: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,7 @@ class Placed:
         more: the window was full and cores are left, so another pass may find more to start.
         recalled: (pilot, worker, task id, attempt) of what is to be taken back if it has not
             started.
+        decision: the pass, if it is to be written down.
     """
 
     ledger: Ledger
@@ -65,6 +69,7 @@ class Placed:
     changes: tuple[Change, ...] = ()
     more: bool = False
     recalled: tuple[tuple[str, str, str, int], ...] = ()
+    decision: PlacementDecision | None = None
 
 
 def rebuild(conn: Connection, limits: Limits, *, lock: bool = True) -> Ledger:
@@ -151,13 +156,19 @@ def start(
     if not ledger.free_cores and not ahead.tasks and not has_queued(ledger):
         return Placed(ledger)
     rules = Rules(limits.kill_grace, limits.ageing, ahead)
-    decided, more = decide(conn, ledger, rules, now)
+    looked = decide(conn, ledger, rules, now)
+    decided = looked.decided
+    decision = None
+    if limits.journal:
+        decision = PlacementDecision.of(
+            ledger, looked.candidates, now, limits.ageing, ahead, decided
+        )
     recalled = tuple(
         (pilot, decided.ledger.pilots[pilot].holdings[task, attempt].shares[0].node, task, attempt)
         for pilot, task, attempt in decided.recalled
     )
     if not decided.placements:
-        return Placed(decided.ledger, recalled=recalled)
+        return Placed(decided.ledger, recalled=recalled, decision=decision)
     batch = Batch(conn, now, who)
     batch.load([one.id for one in decided.placements])
     kept: list[Placement] = []
@@ -171,7 +182,7 @@ def start(
             kept.append(one)
     sent = _dispatch(batch, ledger, limits, kept)
     batch.flush()
-    return Placed(after, tuple(sent), tuple(batch.changes), more, recalled)
+    return Placed(after, tuple(sent), tuple(batch.changes), looked.more, recalled, decision)
 
 
 def has_queued(ledger: Ledger) -> bool:

@@ -19,6 +19,7 @@ from balsam_celery.service.checks import Checks
 from balsam_celery.service.effects import AWAY, ResultBackend
 from balsam_celery.service.engine import WHO, Engine
 from balsam_celery.service.inbox import push
+from balsam_celery.service.journal import Journal
 from balsam_celery.service.leading import NotLeading
 from balsam_celery.service.pack import pack
 from balsam_celery.service.poll import Poller
@@ -60,7 +61,8 @@ class Service:
         self._client = redis_client(site)
         self._prefix = site.settings.key_prefix
         self._publisher = Publisher(app)
-        self.engine = Engine(site, app, store, redis_client(site), backend, on_lead)
+        self._journal = Journal(site)
+        self.engine = Engine(site, app, store, redis_client(site), backend, self._journal, on_lead)
         self._announcer = Announcer()
         self._poller = Poller(store, scheduler, site)
         self._checks = Checks(
@@ -84,6 +86,7 @@ class Service:
             self.engine.join(timeout=30)
         self._publisher.close()
         self._client.close()
+        self._journal.close()
         self.store.close()
 
     def pack(self) -> None:
@@ -91,6 +94,7 @@ class Service:
         with self._turn("pack") as mine:
             if mine:
                 packed = pack(self.store, self._scheduler, self.site, self._client)
+                self._journal.write(packed.decision)
                 self.engine.courier.tell(packed.changes)
                 self._announcer.tell(packed.paused)
 

@@ -7,7 +7,7 @@ import operator
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 from sqlalchemy import ColumnElement, Connection, and_
 
@@ -56,7 +56,21 @@ class Rules:
     tell_all: bool = False
 
 
-def decide(conn: Connection, ledger: Ledger, rules: Rules, now: float) -> tuple[Pass, bool]:
+class Looked(NamedTuple):
+    """What a look at the backlog led to.
+
+    Attributes:
+        decided: what placement says.
+        more: more of the backlog may start.
+        candidates: what placement was shown.
+    """
+
+    decided: Pass
+    more: bool
+    candidates: tuple[Candidate, ...]
+
+
+def decide(conn: Connection, ledger: Ledger, rules: Rules, now: float) -> Looked:
     """What placement says of the first tasks of the backlog, and whether more of it may start.
 
     When the first ones are so many of shapes that do not fit that the window holds nothing else,
@@ -85,13 +99,13 @@ def decide(conn: Connection, ledger: Ledger, rules: Rules, now: float) -> tuple[
             tell_all=rules.tell_all,
         )
         if not is_full or not decided.ledger.free_cores:
-            return decided, False
+            return Looked(decided, False, tuple(candidates.values()))
         placed = {one.id for one in decided.placements}
         fitting = {shape_of(row) for row in window if row.id in placed}
         refused = {shape_of(row) for row in window} - fitting
         # where the last ones found room, the next pass goes on behind them
         if not refused or len(passed) >= MOST_SHAPES or shape_of(window[-1]) in fitting:
-            return decided, True
+            return Looked(decided, True, tuple(candidates.values()))
         passed |= refused
 
 

@@ -145,7 +145,7 @@ def test_what_has_aged_is_found_behind_any_number_of_others(
         with store.read() as conn:
             ledger = place.rebuild(conn, limits)
             rules = window.Rules(limits.kill_grace, limits.ageing)
-            [one] = window.decide(conn, ledger, rules, store.clock())[0].placements
+            [one] = window.decide(conn, ledger, rules, store.clock()).decided.placements
         return one.id
 
     assert first(math.inf).startswith("n")

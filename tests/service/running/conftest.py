@@ -12,6 +12,7 @@ from celery import Celery
 
 from balsam_celery.celeryapp import SiteLoader, redis_client
 from balsam_celery.service.engine import Engine
+from balsam_celery.service.journal import Journal
 from balsam_celery.site import SITE_VARIABLE, Site, find
 from balsam_celery.store.engine import Store
 from tests.pilot.service import make_site
@@ -77,7 +78,7 @@ def make_engine(site: Site, app: Celery[Any], store: Store) -> Iterator[MakeEngi
 
     def make() -> Engine:
         backend: Any = app.backend
-        engine = Engine(site, app, store, redis_client(site, timeout=2.0), backend)
+        engine = Engine(site, app, store, redis_client(site, timeout=2.0), backend, Journal(site))
         engine.start()
         engines.append(engine)
         return engine
