@@ -60,6 +60,7 @@ def _allocation(facts: AllocationFacts, why: Why) -> Plain:
         "state": str(row.state),
         "code": why.code,
         "text": why.text,
+        "asked_for": row.asked_for,
         "planned": facts.planned,
         "pilot": why.pilot,
         "expected_start": timestamp(why.expected_start),

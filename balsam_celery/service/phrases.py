@@ -44,7 +44,7 @@ def nodes(names: Sequence[str]) -> str:
 
 def ended(text: str) -> str:
     """``text`` as the end of a sentence: with one full stop."""
-    text = text.strip()
+    text = text.rstrip()
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 

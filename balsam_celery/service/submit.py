@@ -68,6 +68,7 @@ def insert_requests(
             wall_time=request.wall_time,
             run_dir=str(site.run_dir / "allocations" / allocation),
             now=now,
+            asked_for=request.reason,
         )
         ids.append(allocation)
     return ids

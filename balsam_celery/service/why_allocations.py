@@ -46,7 +46,7 @@ def why_allocation(facts: AllocationFacts) -> Why:
         return _made(facts, "cancelling", text)
     if row.state in BY_STATE:
         code, text = BY_STATE[row.state](facts)
-        return _made(facts, code, f"{text} {_purpose(facts)}")
+        return _made(facts, code, f"{text}{_origin(facts)} {_purpose(facts)}")
     when = f" at {moment(row.ended, facts.now)}" if row.ended is not None else ""
     word = "failed" if row.state is AllocationState.FAILED else "ended"
     text = ended(f"It {word}{when}: {row.reason or 'no reason is known'}")
@@ -65,6 +65,14 @@ def _made(facts: AllocationFacts, code: str, text: str) -> Why:
         expected_start=facts.job.expected_start if queued else None,
         latest_end=pilot.end_time if pilot is not None else None,
     )
+
+
+def _origin(facts: AllocationFacts) -> str:
+    """Why it was asked for; not known of those of an earlier release."""
+    row = facts.row
+    if not row.asked_for:
+        return ""
+    return ended(f" It was asked for at {moment(row.created, facts.now)}: {row.asked_for}")
 
 
 #: What becomes of those with which packing has something in mind.

@@ -59,8 +59,9 @@ def insert_allocation(
     wall_time: int,
     run_dir: str,
     now: float,
+    asked_for: str = "",
 ) -> None:
-    """A new allocation, REQUESTED; ``wall_time`` in seconds."""
+    """A new allocation, REQUESTED; ``wall_time`` in seconds, ``asked_for``: why."""
     row = {
         "id": id,
         "queue": queue,
@@ -69,6 +70,7 @@ def insert_allocation(
         "state": AllocationState.REQUESTED.value,
         "created": now,
         "run_dir": run_dir,
+        "asked_for": asked_for,
     }
     conn.execute(insert(schema.allocation), [row])
 

@@ -208,7 +208,10 @@ class EventRow:
 
 @dataclass(frozen=True, slots=True)
 class AllocationRow:
-    """A batch job, asked for or submitted; ``wall_time`` in seconds."""
+    """A batch job, asked for or submitted; ``wall_time`` in seconds.
+
+    ``reason`` is of its state, ``asked_for`` why packing wanted it.
+    """
 
     id: str
     queue: str
@@ -223,6 +226,7 @@ class AllocationRow:
     ended: float | None
     reason: str
     run_dir: str
+    asked_for: str
 
     @classmethod
     def of(cls, row: RowMapping) -> AllocationRow:

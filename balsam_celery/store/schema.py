@@ -222,6 +222,7 @@ allocation = Table(
     Column("ended", Double),
     Column("reason", CleanText, nullable=False, server_default=""),
     Column("run_dir", Text, nullable=False),
+    Column("asked_for", CleanText, nullable=False, server_default=""),  # why; stays
 )
 Index("ix_allocation_state", allocation.c.state)
 Index("ix_allocation_queue_created", allocation.c.queue, allocation.c.created)

@@ -320,11 +320,16 @@ def test_reading_in_bulk(play: Played) -> None:
     chained = (p.s() | q.s()).apply_async()
     assert [t.id for t in query.parents(chained.id, app=app)] == [chained.parent.id]
     assert [t.id for t in query.children(chained.parent.id, app=app)] == [chained.id]
+    told = query.explain(chained.id, app=app)
+    assert (told["code"], told["parents"][0]["id"]) == ("parents", chained.parent.id)
+    assert "service is not up" in told["text"]
     for criteria in ({"state": "DONE"}, {"kind": "dog"}, {"limit": 0}, {"worflow": "w"}):
         with pytest.raises(InvalidInput, match=r"did you mean|give"):
             query.filter(app=app, **criteria)  # type: ignore[arg-type]
     with pytest.raises(NotFound):
         query.get("nothing-of-that-id", app=app)
+    with pytest.raises(NotFound):
+        query.explain("nothing-of-that-id", app=app)
 
 
 def test_pages(play: Played, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,10 +42,14 @@ TABLE: dict[str, tuple[AllocationFacts, str, list[str]]] = {
         "not-submitted", ["It could not be submitted yet: no sbatch."],
     ),
     "queued": (
-        facts(A.QUEUED, row={"reason": "Priority"}, job=Job(NOW + 60), planned=1),
+        facts(
+            A.QUEUED, row={"reason": "Priority", "asked_for": "9 waiting tasks fill 2 nodes"},
+            job=Job(NOW + 60), planned=1,
+        ),
         "queued",
         ["It waits in the scheduler's queue (Priority); the scheduler expects to start it at",
-         "(in 1m).", "1 waiting task is planned for it."],
+         "(in 1m). It was asked for at", "(2m ago): 9 waiting tasks fill 2 nodes. 1 waiting",
+         "1 waiting task is planned for it."],
     ),
     "never starts": (
         facts(A.QUEUED, row={"reason": "can never start: PartitionTimeLimit"}),

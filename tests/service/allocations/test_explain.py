@@ -130,6 +130,8 @@ def test_a_queued_allocation_and_when_its_scheduler_expects_it(
     assert by_id[first]["code"] == "draining", "too short for what waits"
     own = by_id[found["allocation"]]
     assert own["expected_start"] == found["expected_start"]
+    assert own["asked_for"]
+    assert f": {own['asked_for']}. " in own["text"], "kept, whatever the scheduler says since"
     assert f"{own['planned']} waiting task" in own["text"]
     assert sum(one["planned"] for one in by_id.values()) == 3
     assert sum(one["tasks"] for one in told["backlog"]) == 3
