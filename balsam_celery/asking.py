@@ -14,7 +14,7 @@ from balsam_celery.sizing import Caps, Work
 ALIKE = 4.0
 #: An allocation is too large when half of its nodes would do, and so many times more of its charge
 #: would be used then.
-TOO_LARGE = 1.5
+TOO_LARGE = 1.75
 #: How often the size of a request is mended after it was seen what flows into it.
 _TRIES = 4
 
@@ -60,11 +60,12 @@ def ask(queue: Queue, rest: Rest, caps: Caps, policy: Policy) -> Asked | None:
         if nodes == request.nodes:
             break
         request = replace(request, nodes=nodes)
-    return Asked(_told(request, block), block, left)
+    return Asked(request, block, left)
 
 
-def _told(request: Request, block: Block) -> Request:
-    shapes = len(block.share)
+def told(request: Request, block: Block) -> Request:
+    """``request`` with what it is for: all that has flown into ``block`` by now."""
+    shapes = len({demand for demand, _ in block.share})
     reason = (
         f"{block.served} waiting tasks of {shapes} shape{'s' * (shapes != 1)} fill"
         f" {request.nodes} nodes for {format_duration(max(1, round(block.depth)))}"

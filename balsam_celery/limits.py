@@ -12,8 +12,9 @@ from balsam_celery.durations import format_duration
 from balsam_celery.nodefree import NodeFree
 from balsam_celery.resources import NodeCapacity, Resources
 
-#: For how much of a task's time a lane is idle at the end of an allocation, on average.
-IDLE_AT_END = 0.75
+#: For how many times a task's expected time a lane is idle at the end of an allocation, on average:
+#: run times scatter, and the last to end is longer than the others.
+IDLE_AT_END = 1.5
 
 
 class QueueLimits(Protocol):
@@ -169,7 +170,7 @@ class Policy:
     def depth(self, duration: float) -> float:
         """Seconds that an allocation must last to reach ``efficiency`` with tasks of ``duration``.
 
-        At the end its lanes run empty one after the other, in about the time of one task.
+        At its end its lanes run empty one after the other.
         """
         return (self.overhead + IDLE_AT_END * duration) * self.efficiency / (1 - self.efficiency)
 

@@ -16,27 +16,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from balsam_celery.asking import Asked, ask, efficiency, enough
+from balsam_celery.asking import Asked, ask, efficiency, enough, told
+from balsam_celery.draining import drained
 from balsam_celery.durations import format_duration
-from balsam_celery.limits import (
-    Policy,
-    Queue,
-    at_once,
-    fits_some_queue,
-    policy_of,
-    queues_of,
-)
-from balsam_celery.plans import (
-    Demand,
-    Existing,
-    Flow,
-    Lane,
-    Note,
-    Plan,
-    Request,
-    Waiting,
-    Window,
-)
+from balsam_celery.limits import Policy, Queue, at_once, fits_some_queue, policy_of, queues_of
+from balsam_celery.plans import Demand, Existing, Flow, Lane, Note, Plan, Request, Waiting, Window
 from balsam_celery.pouring import Block, Rest, by_shape, flows
 from balsam_celery.room import Room, Windows
 from balsam_celery.sizing import Caps
@@ -59,6 +43,8 @@ __all__ = [
     "queues_of",
 ]
 
+#: For so much more than what allocations have to do, none is asked for beside them.
+LITTLE = 0.25
 #: One is too small when the one that could take its place is so many times larger.
 TOO_SMALL = 4.0
 #: … and when it has been queued for so many seconds: none is asked for and given up for another.
@@ -96,10 +82,10 @@ def pack(
     larger = planner.too_small()
     if larger is not None:
         given_up[larger.id] = larger
-    drain = [note for allocation in existing if (note := _drain(allocation, wanted, policy))]
+    drain = [note for allocation in existing if (note := drained(allocation, wanted, policy))]
     notes = {note.id: note for note in (*planner.notes(), *drain, *given_up.values())}
     return Plan(
-        tuple(planner.requests),
+        planner.told(),
         tuple(given_up),
         tuple(planner.waiting),
         tuple(note.id for note in drain),
@@ -284,6 +270,8 @@ class _Planner:
         """
         left: Rest = []
         while rest:
+            if spare and self._is_little(rest):
+                return left + rest
             demand, count = rest[0]
             queues = self._fitting(demand)
             open_queues = [queue for queue in queues if self._room.has(queue)]
@@ -303,6 +291,15 @@ class _Planner:
             if not spare:
                 self.waiting.append(self._why(replace(demand, count=count), queues, open_queues))
         return left
+
+    def _is_little(self, rest: Rest) -> bool:
+        """What there is can run it too, and becomes little deeper by that."""
+        blocks = [replace(block, share=[]) for block in (*self.blocks.values(), *self.new)]
+        before = sum(block.depth * block.nodes for block in blocks)
+        for block in blocks:
+            rest = block.pour(rest, deep=True)
+        more = sum(block.depth * block.nodes for block in blocks) - before
+        return not rest and more <= LITTLE * before
 
     def _fitting(self, demand: Demand) -> list[Queue]:
         """The queues that could hold one such task."""
@@ -345,7 +342,9 @@ class _Planner:
         if request.nodes <= window.nodes and request.wall_time <= window.seconds:
             return whole, "window"
         wall_time = int(min(caps.wall_time, window.seconds))
-        narrow = replace(caps, nodes=min(caps.nodes, window.nodes), wall_time=wall_time)
+        nodes = min(caps.nodes, window.nodes)
+        # it starts at once however long it is, and nobody knows when the others do
+        narrow = replace(caps, nodes=nodes, wall_time=wall_time, whole=True)
         cut = ask(queue, rest, narrow, self._policy)
         if cut is None or (cut.left and caps.room < 2):
             return whole, "backlog"
@@ -364,6 +363,11 @@ class _Planner:
             -request.nodes * request.wall_time,
         )
 
+    def told(self) -> tuple[Request, ...]:
+        """The requests, each with what it is for."""
+        pairs = zip(self.requests, self.new, strict=True)
+        return tuple(told(request, block) for request, block in pairs)
+
     def _take(self, asked: Asked, code: str) -> None:
         request = replace(asked.request, code=code)
         self.requests.append(request)
@@ -380,19 +384,3 @@ def _tasks(count: int) -> str:
     return (
         f"{count} waiting task{'s are' if count != 1 else ' is'}" if count else "no waiting task is"
     )
-
-
-def _drain(allocation: Existing, wanted: Rest, policy: Policy) -> Note | None:
-    """Whether an idle allocation is to be drained."""
-    idle = allocation.idle_for
-    if allocation.state != "running" or allocation.usable <= 0 or idle is None:
-        return None
-    block = Block.of(allocation, policy)
-    if any(block.fits(demand) for demand, _ in wanted):
-        return None
-    if idle >= policy.idle_timeout:
-        return Note(allocation.id, "idle", f"idle for {format_duration(round(idle))}")
-    wide = [d for d, _ in wanted if at_once(d.resources, allocation.nodes, allocation.node)]
-    if wide:
-        return Note(allocation.id, "time-over", "idle, and too near its end for what waits")
-    return None

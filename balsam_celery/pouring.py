@@ -21,7 +21,7 @@ Rest = list[tuple[Demand, int]]
 
 _ROUNDING = 1e-9
 #: Lanes whose ends differ by less than this part of the allocation's time are taken for equal.
-_STEPS = 64
+_STEPS = 512
 #: An allocation takes work so many times deeper than another one would have to be to pay: so what
 #: comes late, or was too much by little, is not asked for anew.
 _ROOMY = 1.5
@@ -122,7 +122,7 @@ class Block:
 
 def _alike(lanes: Iterable[Lane], usable: float) -> tuple[tuple[int, float, int], ...]:
     step = usable / _STEPS or 1.0
-    counts = Counter((lane.free_cores, math.ceil(lane.wait / step)) for lane in lanes)
+    counts = Counter((lane.free_cores, round(lane.wait / step)) for lane in lanes)
     return tuple((free, steps * step, n) for (free, steps), n in sorted(counts.items()))
 
 

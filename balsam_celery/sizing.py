@@ -12,17 +12,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from balsam_celery.limits import Policy, Queue, per_node
-from balsam_celery.plans import Request
+from balsam_celery.plans import Demand, Request
 from balsam_celery.pouring import Rest
 
 _ROUNDING = 1e-9
 #: How far run times scatter where only an expected time is known: the standard deviation of their
 #: logarithm. The longest of n is then about exp(SCATTER * sqrt(2 ln n)) times the expected time.
-SCATTER = 0.1
+SCATTER = 0.25
 #: Lanes drift apart by their scatter, up to half a task.
 _DRIFT = 0.5
-#: How much longer than expected the tasks of a lane together may take.
-SLACK = 1.25
+#: How much longer than expected the tasks of a lane together may take, and so what is asked for:
+#: time that is not used is not charged. Without an expected time their limits bound them.
+SLACK, SLACK_OF_LIMITS = 1.5, 1.1
+#: What part of its limit a task is likely to run when nothing else is known: users ask for more
+#: than they use. Only the width depends on it; time is asked for as if each ran to its limit.
+GUESS = 0.4
+#: So many times longer than it has to be to pay, one allocation still takes all, and no second one
+#: is asked for.
+_ROOMY = 1.5
 #: Of widths that make about as many rounds only some are tried.
 _STEP = 0.9
 
@@ -36,20 +43,22 @@ class Caps:
         wall_time: seconds.
         node_seconds: their product.
         room: how many allocations, this one with them, may share the tasks.
+        whole: time for all of them is asked for, though others are to share them.
     """
 
     nodes: int
     wall_time: int
     node_seconds: float = math.inf
     room: int = 1
+    whole: bool = False
 
 
 class Work:
     """Tasks that are to share an allocation of ``queue``'s nodes.
 
     Attributes:
-        node_seconds: what they take in all.
-        longest: seconds of the longest.
+        node_seconds: what they take in all, as planned.
+        longest: seconds of the longest, as planned.
         least: nodes of the widest.
         filled: nodes that they fill at once.
         needs: seconds that the last of them must have left.
@@ -71,35 +80,40 @@ class Work:
         self.least = max(queue.min_nodes, *(demand.resources.num_nodes for demand, _ in tasks))
         self.filled = max(self.least, math.ceil(sum(per_round) - _ROUNDING))
         self.needs = max(demand.needs(policy.kill_grace) for demand, _ in tasks)
-        #: how much longer than expected the longest may run
-        self._latest = max(demand.wall_time for demand, _ in tasks) / self.longest - 1
         self._unsure = any(demand.expected_time is not None for demand, _ in tasks)
+        likely = [_likely(demand) for demand, _ in tasks]
+        self._likely_seconds = sum(n * time for n, time in zip(per_round, likely, strict=True))
+        self._likely_longest = max(likely)
+        #: how much longer than is likely the longest may run
+        self._latest = max(demand.wall_time for demand, _ in tasks) / self._likely_longest - 1
         self._on_node = on_node[0]
         # all span as many nodes: none is to be left over
         self._unit = math.gcd(*(demand.resources.num_nodes for demand, _ in tasks))
 
-    def rounds(self, nodes: int) -> float:
+    def time(self, nodes: int) -> float:
+        """Seconds that they take on ``nodes``, as planned."""
+        if len(self.tasks) == 1:
+            return self.longest * math.ceil(self._rounds(nodes) - _ROUNDING)
+        return max(self.longest, self.node_seconds / nodes)
+
+    def _rounds(self, nodes: int) -> float:
         """Rows of tasks, one after the other, on ``nodes``."""
         if len(self.tasks) == 1:
             [(demand, count)] = self.tasks
             return count / ((nodes // demand.resources.num_nodes) * self._on_node)
-        return max(1.0, self.node_seconds / (nodes * self.longest))
-
-    def span(self, nodes: int) -> float:
-        """Seconds that they are likely to take on ``nodes``."""
-        rounds = self.rounds(nodes)
-        alone = len(self.tasks) == 1
-        whole = math.ceil(rounds - _ROUNDING) if alone else rounds
-        lanes = max(1, nodes // self._unit) * (self._on_node if alone else 1)
-        if lanes == 1:
-            return self.longest * rounds
-        drift = min(_DRIFT, SCATTER * math.sqrt(max(0.0, whole - 1)))
-        late = math.exp(SCATTER * math.sqrt(2 * math.log(lanes))) - 1 if self._unsure else 0.0
-        return self.longest * max(whole, rounds + drift + min(late, self._latest))
+        return max(1.0, self._likely_seconds / (nodes * self._likely_longest))
 
     def efficiency(self, nodes: int) -> float:
         """Used part of what an allocation of ``nodes`` is likely to be charged."""
-        return self.node_seconds / (nodes * (self._policy.overhead + self.span(nodes)))
+        rounds, alone = self._rounds(nodes), len(self.tasks) == 1
+        whole = math.ceil(rounds - _ROUNDING) if alone else rounds
+        lanes = max(1, nodes // self._unit) * (self._on_node if alone else 1)
+        if lanes > 1:
+            drift = min(_DRIFT, SCATTER * math.sqrt(max(0.0, whole - 1)))
+            late = math.exp(SCATTER * math.sqrt(2 * math.log(lanes))) - 1
+            rounds = max(whole, rounds + drift + min(late, self._latest))
+        span = self._likely_longest * rounds
+        return self._likely_seconds / (nodes * (self._policy.overhead + span))
 
     def width(self, caps: Caps) -> int:
         """The widest number of nodes, within ``caps``, that is efficient enough."""
@@ -111,10 +125,18 @@ class Work:
         else:
             nodes = self.least
         # what does not end in time on so few nodes needs more
-        span = self._longest_span(caps)
-        if self.span(nodes) > span:
-            nodes = min(widest, max(nodes, math.ceil(self.node_seconds / span)))
+        most = self._policy.usable(caps.wall_time) - self.needs + self.longest
+        if self.time(nodes) > most:
+            nodes = min(widest, max(nodes, self._within(most)))
         return self._even(nodes)
+
+    def _within(self, seconds: float) -> int:
+        """Nodes on which they end within so many seconds, as planned."""
+        if len(self.tasks) == 1:
+            [(demand, count)] = self.tasks
+            lanes = math.ceil(count / max(1, int(seconds / self.longest + _ROUNDING)))
+            return demand.resources.num_nodes * math.ceil(lanes / self._on_node)
+        return math.ceil(self.node_seconds / seconds)
 
     def _widths(self, widest: int) -> Iterator[int]:
         """Widths to try, falling: the least that make one round, two, …"""
@@ -136,9 +158,6 @@ class Work:
         even = nodes - nodes % self._unit
         return even if even >= self.least else nodes
 
-    def _longest_span(self, caps: Caps) -> float:
-        return self._policy.usable(caps.wall_time) - self.needs + self.longest
-
     def request(self, caps: Caps) -> Request | None:
         """The allocation for them, ``None`` if none within ``caps`` could run them."""
         queue, policy = self._queue, self._policy
@@ -148,13 +167,18 @@ class Work:
         if base > caps.wall_time or most < self.least:
             return None
         nodes = self.width(Caps(most, caps.wall_time))
-        span = self.span(nodes)
+        time = self.time(nodes)
         # where it cannot be wide enough, and others may be asked for, they share the work
         shared = max(policy.depth(self.longest), self.node_seconds / (nodes * max(1, caps.room)))
-        span = min(span, max(self.longest, shared))
-        more = (span - self.longest) * (SLACK if self._unsure else 1.0)
+        if time > _ROOMY * shared and not caps.whole:
+            time = max(self.longest, shared)
+        more = (time - self.longest) * (SLACK if self._unsure else SLACK_OF_LIMITS)
         wall_time = max(queue.min_wall_time, math.ceil(more + self.needs) + policy.margins)
         wall_time = min(wall_time, caps.wall_time)
         if caps.node_seconds < math.inf:
             wall_time = min(wall_time, math.floor(caps.node_seconds / nodes))
         return Request(queue.name, nodes, wall_time, "")
+
+
+def _likely(demand: Demand) -> float:
+    return demand.duration if demand.expected_time is not None else GUESS * demand.wall_time

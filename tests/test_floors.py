@@ -34,6 +34,7 @@ FLOORS: dict[str, int] = {
     "limits": 0,
     "plans": 0,
     "asking": 0,
+    "draining": 0,
     "room": 0,
     "pouring": 0,
     "sizing": 0,

@@ -187,9 +187,8 @@ class Scheduler(ABC):
         return ()
 
     def idle(self) -> tuple[IdleWindow, ...]:
-        """Idle nodes now, by queue.
+        """Idle nodes now, by queue; asked when allocations are to be asked for.
 
-        For planning that fits requests into what is idle, and for code beside this package;
-        packing does not ask.
+        Windows of one queue may tell of the same nodes.
         """
         return ()

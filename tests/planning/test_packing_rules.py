@@ -113,7 +113,7 @@ def test_no_more_is_asked_for_than_the_backlog_can_fill(case: Case) -> None:
             for d in mine
         )
         slack = policy.margins + policy.kill_grace
-        assert request.wall_time <= max(queue.min_wall_time, math.ceil(rows * 1.25) + slack)
+        assert request.wall_time <= max(queue.min_wall_time, math.ceil(rows * 1.5) + slack)
 
 
 @some
