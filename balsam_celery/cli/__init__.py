@@ -28,6 +28,7 @@ COMMANDS = {
     "app": ("Tasks", "app", "Programs saved under a name: add, ls, rm."),
     "allocations": ("Machines", "machines", "List, preview and cancel batch jobs."),
     "pilot": ("Machines", "machines", "List and drain pilots."),
+    "simulate": ("Machines", "simulating", "Run a workload on a simulated machine."),
     "prune": ("Site", "acting", "Remove workflows that ended long ago."),
 }
 
