@@ -132,8 +132,7 @@ def earliest(pilot: PilotFree, candidate: Candidate, now: float) -> tuple[float,
 
 
 def _whole(pilot: PilotFree, wanted: Resources, usable: int, now: float) -> tuple[float, list[int]]:
-    free = pilot.free_nodes & usable
-    releases = pilot.releases()
+    free, releases = 0, pilot.releases()
     while free.bit_count() < wanted.num_nodes:
         free |= next(releases) & usable
     places = compact(free, wanted.num_nodes)

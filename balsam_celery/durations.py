@@ -1,8 +1,12 @@
-"""Durations as people write them: ``90``, ``"10m"``, ``"1h30m"``, ``"01:30:00"`` → seconds."""
+"""Durations as people write them: ``90``, ``"10m"``, ``"1h30m"``, ``"01:30:00"`` → seconds.
+
+And moments as JSON has them.
+"""
 
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 
 from balsam_celery.errors import InvalidInput
 
@@ -59,3 +63,11 @@ def format_duration(seconds: float) -> str:
         if count:
             text += f"{count}{letter}"
     return text or "0s"
+
+
+def timestamp(seconds: float | None) -> str | None:
+    """``seconds`` since the epoch as ``2026-11-22T17:54:27.120Z``."""
+    if seconds is None:
+        return None
+    moment = datetime.fromtimestamp(seconds, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -29,6 +29,7 @@ from balsam_celery.limits import (
 from balsam_celery.plans import (
     Demand,
     Existing,
+    Flow,
     Lane,
     Note,
     Plan,
@@ -36,13 +37,14 @@ from balsam_celery.plans import (
     Waiting,
     Window,
 )
-from balsam_celery.pouring import Block, Rest, by_shape
+from balsam_celery.pouring import Block, Rest, by_shape, flows
 from balsam_celery.room import Room, Windows
 from balsam_celery.sizing import Caps
 
 __all__ = [
     "Demand",
     "Existing",
+    "Flow",
     "Lane",
     "Note",
     "Plan",
@@ -102,6 +104,7 @@ def pack(
         tuple(planner.waiting),
         tuple(note.id for note in drain),
         tuple(notes[allocation.id] for allocation in existing),
+        flows(planner.blocks, planner.new),
     )
 
 
@@ -124,15 +127,15 @@ class _Planner:
         self._windows = Windows(windows, existing, policy)
         self._ending = any(a.state == "queued" and a.usable <= 0 for a in existing)
         self._kept = sorted((a for a in existing if a.id not in given_up), key=self._filling_order)
-        self._blocks = {a.id: Block.of(a, policy) for a in self._kept}
-        self._new: list[Block] = []
+        self.blocks = {a.id: Block.of(a, policy) for a in self._kept}
+        self.new: list[Block] = []
         self.requests: list[Request] = []
         self.waiting: list[Waiting] = []
         self._behind_running: Rest = wanted
         self._before_overdue: Rest = wanted
         self._rest = wanted
         for allocation in self._kept:
-            self._rest = self._blocks[allocation.id].pour(self._rest)
+            self._rest = self.blocks[allocation.id].pour(self._rest)
             if allocation.state == "running":
                 self._behind_running = self._rest
             if not self._overdue(allocation):
@@ -154,7 +157,7 @@ class _Planner:
         for allocation in self._kept:
             if allocation.state != "queued" or allocation.usable <= 0:
                 continue
-            block = self._blocks[allocation.id]
+            block = self.blocks[allocation.id]
             if not block.share:
                 if self._overdue(allocation) and self._needed_by_overdue(allocation):
                     continue
@@ -195,7 +198,7 @@ class _Planner:
                 if not self._overdue(a)
             ]  # fmt: skip
             for small in sorted(mine, key=lambda a: a.nodes * a.usable):
-                share = self._blocks[small.id].share
+                share = self.blocks[small.id].share
                 backlog = by_shape(
                     replace(d, count=n)
                     for d, n in (*share, *((w.demand, w.demand.count) for w in self.waiting))
@@ -217,7 +220,7 @@ class _Planner:
     def notes(self) -> Iterable[Note]:
         """What becomes of each that is kept."""
         for allocation in self._kept:
-            block = self._blocks[allocation.id]
+            block = self.blocks[allocation.id]
             if allocation.usable <= 0:
                 yield Note(allocation.id, "ending", "nothing more starts in it")
             elif self._overdue(allocation):
@@ -248,10 +251,10 @@ class _Planner:
                 if asked is not None:
                     rest = asked.left
                     self._take(asked, "overdue")
-        if not self._new:
+        if not self.new:
             return
         for allocation in overdue:
-            block = self._blocks[allocation.id] = Block.of(allocation, self._policy)
+            block = self.blocks[allocation.id] = Block.of(allocation, self._policy)
             rest = block.pour(rest)
         self._rest = rest
 
@@ -270,7 +273,7 @@ class _Planner:
     def ask_for_rest(self) -> None:
         """Ask for what is left; what may not be asked for goes deeper into what there is."""
         left = self._ask_for(self._rest, spare=True)
-        for block in (*self._blocks.values(), *self._new):
+        for block in (*self.blocks.values(), *self.new):
             left = block.pour(left, deep=True)
         self._ask_for(left, spare=False)
 
@@ -326,7 +329,7 @@ class _Planner:
             if free >= max(queue.min_nodes, demand.resources.num_nodes):
                 nodes = min(nodes, free)
                 room = min(room, free // nodes)
-            elif any(b.fits(demand) for b in (*self._blocks.values(), *self._new)):
+            elif any(b.fits(demand) for b in (*self.blocks.values(), *self.new)):
                 return None
         return Caps(nodes, queue.max_wall_time, self._room.node_seconds, room)
 
@@ -364,7 +367,7 @@ class _Planner:
     def _take(self, asked: Asked, code: str) -> None:
         request = replace(asked.request, code=code)
         self.requests.append(request)
-        self._new.append(asked.block)
+        self.new.append(asked.block)
         self._room.take(request)
         self._windows.take(request.queue, request.nodes, request.wall_time)
 

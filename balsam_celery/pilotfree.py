@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -106,7 +105,7 @@ class PilotFree:
         self.free_cores = sum(len(node.cores) for node in every)
         self._places = {node.capacity.name: place for place, node in enumerate(every)}
         #: places of nodes by their number of free cores, as bit sets
-        self._buckets: dict[int, int] = {}
+        self._buckets: dict[float, int] = {}
         #: places of nodes alike but for their names, as bit sets
         self._kinds: dict[NodeCapacity, int] = {}
         self._suiting: dict[Resources, int] = {}
@@ -115,8 +114,8 @@ class PilotFree:
         #: what runs on each node, by place
         self._on_node: Map[int, tuple[Holding, ...]] = Map()
         #: when all that each node holds has ended at the latest, and places by that, in steps
-        self._until = array("d", [-math.inf]) * len(every)
-        self._releases: dict[float, int] = {}
+        self._until = array("d", [0.0]) * len(every)
+        self._releases: dict[float, int] = {0.0: self.free_nodes}
         #: keys of what is queued behind a holding, in order
         self._queued: Map[Key, tuple[Key, ...]] = Map()
         for place, node in enumerate(every):
@@ -174,12 +173,12 @@ class PilotFree:
             yield self.holdings[key], behind
 
     def until(self, place: int) -> float:
-        """When all that the node holds has ended at the latest; it holds something."""
+        """When all that the node holds has ended at the latest; 0 when it holds nothing."""
         return self._until[place]
 
     def releases(self) -> Iterator[int]:
-        """Places of nodes that are held and not lost, as bit sets: those that are free first,
-        then others, in steps of some seconds."""
+        """Places of nodes, as bit sets: those that are free now, then others by when they are at
+        the latest, in steps of some seconds."""
         for step in sorted(self._releases):
             yield self._releases[step]
 
@@ -233,14 +232,17 @@ class PilotFree:
             self._queued = self._queued.set(ahead.key, (*behind, holding.key))
             self.holdings = self.holdings.set(holding.key, holding)
             return
-        gang, packing = holding.is_gang, holding.packing
+        gang, packing, until = holding.is_gang, holding.packing, holding.until
         changed = []
         for share in holding.shares:
             place = self._places[share.node]
-            changed.append((place, self._nodes[place].with_taken(share, packing, gang)))
-        for place, node in changed:
-            self._on_node = self._on_node.set(place, (*self.on_node(place), holding))
-            self._set(place, node)
+            node = self._nodes[place].with_taken(share, packing, gang)
+            changed.append((place, node, max(until, self._until[place])))
+        on_node = self._on_node.mutate()
+        for place, _, _ in changed:
+            on_node[place] = (*on_node.get(place, ()), holding)
+        self._on_node = on_node.finish()
+        self._change(changed)
         self.holdings = self.holdings.set(holding.key, holding)
 
     def _holder(self, share: NodeShare) -> Holding | None:
@@ -270,12 +272,12 @@ class PilotFree:
             place = self._places[share.node]
             left = tuple(one for one in self.on_node(place) if one is not holding)
             if heir is None:
-                self._on_node = self._on_node.set(place, left)
-                self._set(place, self._nodes[place].with_given_back(share, holding.packing))
+                node = self._nodes[place].with_given_back(share, holding.packing)
             else:
                 # it has the same cores: the node stays as it is
-                self._on_node = self._on_node.set(place, (*left, heir))
-                self._time(place)
+                node, left = self._nodes[place], (*left, heir)
+            self._on_node = self._on_node.set(place, left)
+            self._change([(place, node, max((one.until for one in left), default=0.0))])
 
     def _leave_lane(self, holding: Holding) -> bool:
         """Take out one that is still queued; those behind it move up. False: it is not queued."""
@@ -294,41 +296,35 @@ class PilotFree:
         if not node.lost:
             self.lost_nodes |= 1 << place
             self.free_cores -= len(node.cores)
-            self._set(place, node.with_lost())
+            self._change([(place, node.with_lost(), self._until[place])])
 
-    def _set(self, place: int, node: NodeFree) -> None:
-        old = self._nodes[place]
-        before, after, bit = len(old.cores), len(node.cores), 1 << place
-        if before != after:
-            self._buckets[before] &= ~bit
-            if not self._buckets[before]:
-                del self._buckets[before]
-            self._buckets[after] = self._buckets.get(after, 0) | bit
-            if not node.lost:
-                self.free_cores += after - before
-        if node.holders < old.holders:
-            for wanted, places in self._unfit.items():
-                if places & bit:
-                    self._unfit[wanted] = places & ~bit
-        self.free_nodes = self.free_nodes | bit if node.is_free else self.free_nodes & ~bit
-        self._nodes = self._nodes.set(place, node)
-        self._time(place)
+    def _change(self, changed: Iterable[tuple[int, NodeFree, float]]) -> None:
+        """Put nodes at their places, with the time at which each is free at the latest."""
+        nodes = self._nodes.mutate()
+        for place, node, until in changed:
+            old = nodes[place]
+            before, after, bit = len(old.cores), len(node.cores), 1 << place
+            if before != after:
+                _move(self._buckets, bit, before, after)
+                if not node.lost:
+                    self.free_cores += after - before
+            if node.holders < old.holders:
+                for wanted, places in self._unfit.items():
+                    if places & bit:
+                        self._unfit[wanted] = places & ~bit
+            self.free_nodes = self.free_nodes | bit if node.is_free else self.free_nodes & ~bit
+            nodes[place] = node
+            if until != self._until[place]:
+                _move(self._releases, bit, self._until[place] // _STEP, until // _STEP)
+                self._until[place] = until
+        self._nodes = nodes.finish()
 
-    def _time(self, place: int) -> None:
-        """Note when the node is free at the latest."""
-        old, node = self._until[place], self._nodes[place]
-        new = -math.inf
-        if node.holders and not node.lost:
-            new = max(holding.until for holding in self.on_node(place))
-        if new == old:
-            return
-        bit = 1 << place
-        if old != -math.inf:
-            step = old // _STEP
-            self._releases[step] &= ~bit
-            if not self._releases[step]:
-                del self._releases[step]
-        if new != -math.inf:
-            step = new // _STEP
-            self._releases[step] = self._releases.get(step, 0) | bit
-        self._until[place] = new
+
+def _move(sets: dict[float, int], bit: int, before: float, after: float) -> None:
+    """Move a place from one of several disjoint bit sets to another; empty ones vanish."""
+    left = sets.get(before, 0) & ~bit
+    if left:
+        sets[before] = left
+    else:
+        sets.pop(before, None)
+    sets[after] = sets.get(after, 0) | bit

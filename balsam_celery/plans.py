@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from balsam_celery.resources import NodeCapacity, Resources
@@ -154,6 +154,21 @@ class Note:
 
 
 @dataclass(frozen=True, slots=True)
+class Flow:
+    """``count`` tasks of ``demand`` are planned for one allocation.
+
+    Attributes:
+        allocation: its id, ``None`` when it is yet to be asked for.
+        request: else its place among the plan's requests.
+    """
+
+    demand: Demand
+    count: int
+    allocation: str | None = None
+    request: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What packing decides.
 
@@ -163,6 +178,7 @@ class Plan:
         waiting: what neither exists nor may be asked for now.
         drain: ids of running allocations in which nothing is to start any more.
         notes: one for each allocation that exists.
+        flows: which tasks are planned for which allocation, in the order of filling.
     """
 
     requests: tuple[Request, ...] = ()
@@ -170,3 +186,4 @@ class Plan:
     waiting: tuple[Waiting, ...] = ()
     drain: tuple[str, ...] = ()
     notes: tuple[Note, ...] = ()
+    flows: tuple[Flow, ...] = field(default=(), compare=False)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from balsam_celery.limits import Policy, at_once
-from balsam_celery.plans import Demand, Existing, Lane
+from balsam_celery.plans import Demand, Existing, Flow, Lane
 from balsam_celery.resources import NodeCapacity
 
 #: Demands with how many of their tasks are left.
@@ -152,3 +152,18 @@ def _order(demand: Demand) -> tuple[float | str, ...]:
         -wanted.least_cores,
         repr((wanted, demand.expected_time, demand.restartable)),
     )
+
+
+def flows(existing: Mapping[str, Block], new: Sequence[Block]) -> tuple[Flow, ...]:
+    """What was poured into what: into those that exist, by id, and into those to be asked for."""
+    known = (
+        Flow(demand, count, allocation=id)
+        for id, block in existing.items()
+        for demand, count in block.share
+    )
+    asked = (
+        Flow(demand, count, request=place)
+        for place, block in enumerate(new)
+        for demand, count in block.share
+    )
+    return (*known, *asked)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import tomllib
 import types
 import typing
@@ -20,6 +21,8 @@ from balsam_celery.amounts import counts_of
 from balsam_celery.durations import parse_duration
 from balsam_celery.errors import InvalidInput, SettingsError
 
+#: An account or project: one word, no option.
+_ACCOUNT = re.compile(r"([^\W_][\w.:@/+-]*)?")
 #: Marks a key given as a duration ("10m"); its value is in seconds.
 Seconds = typing.Annotated[int, "seconds"]
 
@@ -86,6 +89,7 @@ class QueueSettings:
     gpus_per_node: int = 0
     memory_per_node: int = 0  # bytes; 0: not accounted
     resources_per_node: dict[str, int] = field(default_factory=dict)  # what the site counts itself
+    account: str = ""  # or project, that its allocations are charged to
     directives: tuple[str, ...] = ()  # added to those of ``[scheduler]`` for this queue
 
 
@@ -260,6 +264,12 @@ def _check_queue(where: str, queue: QueueSettings, scheduler: SchedulerSettings)
         raise InvalidInput(f"{where}: min_wall_time is above max_wall_time")
     if scheduler.kind != "local" and not queue.cores_per_node:
         raise InvalidInput(f"{where}.cores_per_node is 0: give the cores of each of its nodes")
+    if queue.account and scheduler.kind == "local":
+        raise InvalidInput(f"{where}.account is {queue.account!r}: the local scheduler has none")
+    if not _ACCOUNT.fullmatch(queue.account):
+        raise InvalidInput(
+            f"{where}.account is {queue.account!r}: give its name alone, such as 'abc123'"
+        )
     _check_directives(f"{where}.directives", queue.directives, scheduler)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import shlex
 from typing import Any
 
@@ -13,8 +14,9 @@ from balsam_celery.cli.selection import json_option
 from balsam_celery.cli.session import session
 from balsam_celery.cli.taskoptions import given_options, task_options
 from balsam_celery.commands import parse_template
-from balsam_celery.errors import InvalidInput
-from balsam_celery.store import applications
+from balsam_celery.durations import format_duration
+from balsam_celery.errors import InvalidInput, NotFound
+from balsam_celery.store import applications, runtimes
 from balsam_celery.store.rows import ApplicationRow
 from balsam_celery.tasks.options import TaskOptions, changed
 
@@ -86,6 +88,44 @@ def app_ls(as_json: bool) -> None:
                 shlex.join(row.command),
                 " ".join(f"{key}={value}" for key, value in row.defaults.items()),
                 row.description,
+            )
+            for row in rows
+        ],
+    )
+
+
+@app.command("runtimes")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@json_option
+def app_runtimes(names: tuple[str, ...], as_json: bool) -> None:
+    """Show how long programs ran that ended well, also those that were never saved.
+
+    Planning takes these times for tasks that name no expected time, once a program has ended so
+    in ten runs.
+    """
+    with session().store.read() as conn:
+        known = runtimes.learned(conn)
+    if unknown := sorted(set(names) - set(known.applications)):
+        near = difflib.get_close_matches(unknown[0], known.applications, n=1, cutoff=0.5)
+        mend = f"did you mean {near[0]!r}?" if near else "'balsam app runtimes' lists them"
+        raise NotFound(f"no run of {unknown[0]!r} has ended well: {mend}")
+    rows = [
+        describe.runtime(application, shape, found)
+        for (application, shape), found in sorted(known.shapes.items())
+        if not names or application in names
+    ]
+    if as_json:
+        echo_json({"runtimes": rows})
+        return
+    times = ("mean", "median", "ninety_percent")
+    table(
+        ("PROGRAM", "SHAPE", "RUNS", "MEAN", "MEDIAN", "90 %"),
+        [
+            (
+                row["application"],
+                row["shape"],
+                str(row["runs"]),
+                *(format_duration(row[time]) for time in times),
             )
             for row in rows
         ],

@@ -6,10 +6,12 @@ Times become ISO 8601 in UTC; durations stay seconds, memory bytes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from balsam_celery.amounts import counts_from
+from balsam_celery.durations import timestamp as timestamp
+from balsam_celery.resources import Resources
+from balsam_celery.runtimes import Histogram
 from balsam_celery.store.rows import AllocationRow, AttemptRow, EventRow, PilotRow, TaskRow
 
 Plain = dict[str, Any]
@@ -29,12 +31,9 @@ _NO_SHARE: Plain = {"memory": 0, "resources": [], "queued": False}
 _NO_NODE: Plain = {"resources": []}
 
 
-def timestamp(seconds: float | None) -> str | None:
-    """``seconds`` since the epoch as ``2026-11-22T17:54:27.120Z``."""
-    if seconds is None:
-        return None
-    moment = datetime.fromtimestamp(seconds, UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def resources(wanted: Resources) -> Plain:
+    """What a task asks of nodes."""
+    return {name: getattr(wanted, name) for name in _RESOURCES}
 
 
 def task(row: TaskRow) -> Plain:
@@ -171,6 +170,18 @@ def pilot(row: PilotRow) -> Plain:
         "ended": timestamp(row.ended),
         "idle_since": timestamp(row.idle_since),
         "reason": row.reason,
+    }
+
+
+def runtime(application: str, shape: str, runs: Histogram) -> Plain:
+    """How long a program's runs of one shape took that ended well."""
+    return {
+        "application": application,
+        "shape": shape,
+        "runs": runs.count,
+        "mean": runs.mean,
+        "median": runs.quantile(0.5),
+        "ninety_percent": runs.quantile(0.9),
     }
 
 

@@ -61,6 +61,8 @@ class Job:
         impossible: it waits, and as it stands it can never start; ``reason`` says why.
         nodes: names of the nodes that it holds now, where the scheduler tells them: one that it
             gave up (a dead node of a job that goes on) is not among them.
+        expected_start: of one that waits, when the scheduler expects it to start; ``None`` when it
+            tells nothing.
     """
 
     native_id: str
@@ -71,6 +73,7 @@ class Job:
     reason: str = ""
     impossible: bool = False
     nodes: tuple[str, ...] = ()
+    expected_start: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

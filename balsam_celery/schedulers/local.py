@@ -30,7 +30,7 @@ from balsam_celery.schedulers.base import (
     QueueInfo,
     Scheduler,
 )
-from balsam_celery.schedulers.local_advance import advance, end, free_nodes
+from balsam_celery.schedulers.local_advance import advance, end, expected, free_nodes
 from balsam_celery.schedulers.local_state import MARK, NODES, Config, Record, State
 from balsam_celery.settings import LocalSettings, QueueSettings, Settings
 
@@ -119,7 +119,9 @@ class LocalScheduler(Scheduler):
         """All jobs of the last 30 days; moves the queue first."""
         self._prepare()
         with self._state.locked(self.options.lock_timeout):
-            return {record.native_id: _job(record) for record in self._advance()}
+            records = self._advance()
+        starts = expected(self._config, records, time.time())
+        return {record.native_id: _job(record, starts.get(record.number)) for record in records}
 
     def cancel(self, native_id: str) -> None:
         """Ask for a job's end; ``jobs`` tells when it has ended.
@@ -243,7 +245,7 @@ class LocalScheduler(Scheduler):
             raise
 
 
-def _job(record: Record) -> Job:
+def _job(record: Record, expected_start: float | None) -> Job:
     return Job(
         native_id=record.native_id,
         name=record.name,
@@ -251,6 +253,7 @@ def _job(record: Record) -> Job:
         started=record.started,
         ended=record.ended,
         reason=record.reason,
+        expected_start=expected_start,
     )
 
 

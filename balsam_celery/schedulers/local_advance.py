@@ -16,7 +16,7 @@ from balsam_celery import procs
 from balsam_celery.brands import children_branded
 from balsam_celery.outer import clean_environment
 from balsam_celery.procs import Identity
-from balsam_celery.schedulers.local_queue import Holding, Waiting, choose
+from balsam_celery.schedulers.local_queue import Holding, Waiting, choose, expected_starts
 from balsam_celery.schedulers.local_state import MARK, NODES, Config, Record, State
 
 _KEEPER = "balsam_celery.schedulers.local_keeper"
@@ -84,6 +84,25 @@ def _not_started(state: State, record: Record, trouble: str) -> Record:
 
 
 def _startable(config: Config, records: list[Record], now: float) -> list[int]:
+    waiting, holding = _queue(config, records, now)
+    return choose(waiting, holding, nodes=config.local.nodes, max_running=_limits(config), now=now)
+
+
+def expected(config: Config, records: list[Record], now: float) -> dict[int, float]:
+    """When each queued job is expected to start, by number."""
+    waiting, holding = _queue(config, records, now)
+    return expected_starts(
+        waiting, holding, nodes=config.local.nodes, max_running=_limits(config), now=now
+    )
+
+
+def _limits(config: Config) -> dict[str, int]:
+    return {name: queue.max_running for name, queue in config.queues.items()}
+
+
+def _queue(
+    config: Config, records: list[Record], now: float
+) -> tuple[list[Waiting], list[Holding]]:
     margin = config.kill_grace
     holding = [
         Holding(r.queue, len(r.nodes), max(now, (r.started or now) + r.wall_time + margin))
@@ -95,8 +114,7 @@ def _startable(config: Config, records: list[Record], now: float) -> list[int]:
         for r in records
         if r.phase == "queued"
     ]
-    limits = {name: queue.max_running for name, queue in config.queues.items()}
-    return choose(waiting, holding, nodes=config.local.nodes, max_running=limits, now=now)
+    return waiting, holding
 
 
 def _start(state: State, config: Config, record: Record, nodes: list[int]) -> Record:

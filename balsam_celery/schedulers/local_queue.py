@@ -72,6 +72,36 @@ def choose(
     return starts
 
 
+def expected_starts(
+    waiting: Iterable[Waiting],
+    holding: Iterable[Holding],
+    *,
+    nodes: int,
+    max_running: Mapping[str, int],
+    now: float,
+) -> dict[int, float]:
+    """When each queued job starts at the latest, by number, if nothing is queued before it.
+
+    The queue is played through, each job holding its nodes for its whole duration; jobs that can
+    never start are left out. Arguments: as :func:`choose`.
+    """
+    left, held = list(waiting), list(holding)
+    found: dict[int, float] = {}
+    while left:
+        starts = choose(left, held, nodes=nodes, max_running=max_running, now=now)
+        chosen = set(starts)
+        for job in left:
+            if job.number in chosen:
+                found[job.number] = now
+                held.append(Holding(job.queue, job.nodes, now + job.duration))
+        left = [job for job in left if job.number not in chosen]
+        if not held:
+            break
+        now = max(now, min(job.until for job in held))
+        held = [job for job in held if job.until > now]
+    return found
+
+
 def _reserve(wanted: int, free: int, held: list[Holding], now: float) -> tuple[float, int]:
     for job in sorted(held, key=lambda job: job.until):
         free += job.nodes

@@ -134,7 +134,17 @@ def make_job(native_id: str, told: Attributes) -> Job:
         reason=_reason(state, letter, comment, told),
         impossible=state is JobState.QUEUED and comment.startswith(_NEVER),
         nodes=hosts(told) if state is JobState.RUNNING else (),
+        expected_start=_estimated(told) if state is JobState.QUEUED else None,
     )
+
+
+def _estimated(told: Attributes) -> float | None:
+    """``estimated.start_time``, which PBS makes where a site lets it (``est_start_time_freq``).
+
+    OpenPBS's ``src/cmds/qstat.c`` prints it as other times, or ``UNKNOWN``.
+    """
+    estimated = told.get("estimated")
+    return moment(estimated.get("start_time")) if isinstance(estimated, Mapping) else None
 
 
 def _ended(told: Attributes) -> float | None:

@@ -80,7 +80,7 @@ class PsijScheduler(Scheduler):
             queue=request.queue,
             cores=queue.cores_per_node,
             gpus=queue.gpus_per_node,
-            **attributes(self._executor, directives),
+            **attributes(self._executor, directives, queue.account),
         )
         native_id = answer.get("id")
         if not isinstance(native_id, str) or not native_id:
@@ -176,12 +176,13 @@ def make_job(native_id: str, state: str, message: str) -> Job:
     return Job(native_id=native_id, name="", state=STATES[state], reason=reason)
 
 
-def attributes(executor: str, directives: Sequence[str]) -> dict[str, Any]:
+def attributes(executor: str, directives: Sequence[str], account: str = "") -> dict[str, Any]:
     """``directives`` as PSI/J takes them: ``account``, ``reservation`` and those of the scheduler.
 
-    ``--account=abc`` is PSI/J's own; ``-core_isolation=2`` becomes ``lsf.core_isolation``.
+    ``--account=abc`` is PSI/J's own and goes before ``account``, the queue's;
+    ``-core_isolation=2`` becomes ``lsf.core_isolation``.
     """
-    known = {"account": "", "reservation": ""}
+    known = {"account": account, "reservation": ""}
     custom = {}
     for directive in directives:
         name, _, value = directive.lstrip("-").partition("=")

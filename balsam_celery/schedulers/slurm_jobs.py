@@ -117,7 +117,11 @@ def _job(fields: list[str]) -> Job:
     if state is _QUEUED:
         waits_for = reason or ("" if native == "PENDING" else native)
         impossible = native == "PENDING" and is_impossible(reason)
-        return Job(id, name, state, reason=waits_for, impossible=impossible)
+        # %S of a pending job is when the backfill scheduler expects to start it (squeue(1))
+        expected = None if impossible else parse_time(start)
+        return Job(
+            id, name, state, reason=waits_for, impossible=impossible, expected_start=expected
+        )
     started = parse_time(start)
     if state is _RUNNING:
         plain = native == "RUNNING"

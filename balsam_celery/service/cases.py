@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, bindparam, insert, select, update
 
 from balsam_celery import keys
+from balsam_celery.runtimes import Run
 from balsam_celery.states import FINAL, State
 from balsam_celery.store import effects, schema
 from balsam_celery.store.rows import EffectKind, TaskRow
@@ -68,6 +69,7 @@ class Batch:
     Attributes:
         cases: by task id.
         final: cases that became final, in order; ``service.release`` settles them.
+        runs: those that ended well, to learn from.
     """
 
     conn: Connection
@@ -76,6 +78,7 @@ class Batch:
     cases: dict[str, Case] = field(default_factory=dict)
     final: list[Case] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
     _moves: list[Move] = field(default_factory=list)
     _effects: list[effects.NewEffect] = field(default_factory=list)
     _attempts: list[dict[str, Any]] = field(default_factory=list)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from balsam_celery.runtimes import Run, shape_of
 from balsam_celery.service.cases import Batch, Case
 from balsam_celery.service.outcome import outcome
 from balsam_celery.service.rules import Policy, path
@@ -45,6 +46,7 @@ def program_ended(batch: Batch, ended: Ended) -> str | None:
     case = batch.cases.get(ended.id)
     if case is None or case.attempt != ended.attempt or case.state not in ON_PILOT:
         return None
+    _learn(batch, case, ended)
     way = path(case.state, policy_of(case), ended)
     states, reason = way.states, way.reason
     if states[-1] is State.USER_KILLED:
@@ -71,6 +73,14 @@ def program_ended(batch: Batch, ended: Ended) -> str | None:
         values["result"] = outcome(case.row, facts, state=states[-1], reason=reason)
     batch.go(case, *states, message=reason, **values)
     return case.row.pilot
+
+
+def _learn(batch: Batch, case: Case, ended: Ended) -> None:
+    """Note how long the program ran, if it ended well; the caller sees each attempt once."""
+    if ended.outcome == "exit" and ended.exit_code == 0 and ended.started is not None:
+        row = case.row
+        shape = shape_of(row.num_nodes, row.ranks_per_node, row.threads_per_rank, row.gpus_per_rank)
+        batch.runs.append(Run(row.application, shape, ended.ended - ended.started))
 
 
 def _complete(batch: Batch, ended: Ended) -> None:

@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 from balsam_celery.limits import Queue, policy_of, queues_of
 from balsam_celery.packing import Existing, Lane
 from balsam_celery.resources import NodeCapacity
+from balsam_celery.service.estimates import Estimates
 from balsam_celery.settings import Settings
 from balsam_celery.store import allocations, scans
 from balsam_celery.store.rows import (
@@ -23,9 +24,13 @@ from balsam_celery.wire import from_plain
 
 
 def existing(
-    conn: Connection, settings: Settings, rows: Sequence[AllocationRow], now: float
+    conn: Connection,
+    settings: Settings,
+    rows: Sequence[AllocationRow],
+    known: Estimates,
+    now: float,
 ) -> list[Existing]:
-    """``rows``, which have not ended, with what runs in them until when."""
+    """``rows``, which have not ended, with what runs in them until when, and what idles."""
     by_name = {queue.name: queue for queue in queues_of(settings)}
     pilots: dict[str, list[PilotRow]] = defaultdict(list)
     for pilot in allocations.list_pilots(conn):
@@ -33,7 +38,10 @@ def existing(
     tasks: dict[str, list[TaskRow]] = defaultdict(list)
     for task in scans.on_pilots(conn):
         tasks[task.pilot or ""].append(task)
-    return [_one(settings, row, by_name.get(row.queue), pilots[row.id], tasks, now) for row in rows]
+    return [
+        _one(settings, row, by_name.get(row.queue), pilots[row.id], tasks, known, now)
+        for row in rows
+    ]
 
 
 def _one(
@@ -42,6 +50,7 @@ def _one(
     queue: Queue | None,
     pilots: Sequence[PilotRow],
     tasks: dict[str, list[TaskRow]],
+    known: Estimates,
     now: float,
 ) -> Existing:
     node = queue.node if queue is not None else NodeCapacity("unknown", ())
@@ -50,6 +59,7 @@ def _one(
     lanes: tuple[Lane, ...] = ()
     usable = 0.0
     width = row.nodes
+    idle_for = None
     if row.cancel_requested is not None:
         pass  # it only takes up room until it is gone
     elif live:
@@ -59,7 +69,9 @@ def _one(
         node = nodes[0] if nodes else node
         width = len(nodes)
         usable = pilot.end_time - margins.drain_margin - now
-        lanes = _lanes(nodes, tasks[pilot.id], margins.kill_grace, now)
+        lanes = _lanes(nodes, tasks[pilot.id], known, margins.kill_grace, now)
+        if not tasks[pilot.id]:
+            idle_for = now - (now if pilot.idle_since is None else pilot.idle_since)
     elif not pilots and row.state is AllocationState.RUNNING:
         # it starts up: what is left once its workers consume
         age = max(0.0, now - (row.started or now))
@@ -75,20 +87,31 @@ def _one(
         max(0.0, usable),
         node,
         lanes,
+        0.0 if runs else now - row.created,
+        idle_for,
     )
 
 
 def _lanes(
-    nodes: Iterable[NodeCapacity], tasks: Iterable[TaskRow], grace: int, now: float
+    nodes: Iterable[NodeCapacity],
+    tasks: Iterable[TaskRow],
+    known: Estimates,
+    grace: int,
+    now: float,
 ) -> tuple[Lane, ...]:
     taken: dict[str, int] = defaultdict(int)
     until: dict[str, float] = defaultdict(float)
+    likely: dict[str, float] = defaultdict(float)
     for task in tasks:
+        latest = max(0.0, task.changed + task.wall_time + grace - now)
+        expected = known.remaining(task, grace, now)
         for share in task.shares or ():
-            taken[share["node"]] += len(share["cores"])
-            until[share["node"]] = max(
-                until[share["node"]], task.changed + task.wall_time + grace - now
-            )
+            node = share["node"]
+            if not share.get("queued"):
+                taken[node] += len(share["cores"])
+            until[node] = max(until[node], latest)
+            likely[node] = max(likely[node], expected)
     return tuple(
-        Lane(len(node.cores) - taken[node.name], max(0.0, until[node.name])) for node in nodes
+        Lane(len(node.cores) - taken[node.name], until[node.name], likely[node.name])
+        for node in nodes
     )

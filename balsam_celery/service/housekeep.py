@@ -1,26 +1,22 @@
-"""The body of ``balsam.housekeep``: idle pilots drain, heartbeats are noted, Redis is swept."""
+"""The body of ``balsam.housekeep``: heartbeats are noted, pilots told to end, Redis is swept."""
 
 from __future__ import annotations
 
 import logging
 
 import redis
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 
 from balsam_celery import keys
 from balsam_celery.durations import format_duration
-from balsam_celery.pilotfree import PilotFree
-from balsam_celery.placement import Candidate, fits_ever
-from balsam_celery.resources import NodeCapacity
 from balsam_celery.service.reap import delete_keys
 from balsam_celery.service.reconcile import heartbeats
-from balsam_celery.settings import Settings
 from balsam_celery.site import Site
-from balsam_celery.store import allocations, scans, schema
+from balsam_celery.store import allocations, scans
 from balsam_celery.store.allocations import LIVE_PILOTS
 from balsam_celery.store.engine import Store
 from balsam_celery.store.rows import PilotRow, PilotState
-from balsam_celery.wire import PilotOrder, encode, from_plain
+from balsam_celery.wire import PilotOrder, encode
 
 log = logging.getLogger(__name__)
 
@@ -65,65 +61,26 @@ def _note(conn: Connection, pilots: list[PilotRow], last: dict[str, float]) -> N
         allocations.update_pilot(conn, pilot.id, LIVE_PILOTS, heartbeat=last[pilot.id])
 
 
-def drain_idle(store: Store, client: redis.Redis | None, site: Site) -> list[str]:
-    """Drain pilots that were idle for ``idle_timeout`` with nothing placeable for them.
-
-    Marks them DRAINING in SQL (guarded: only when LIVE and no task is DISPATCHED or RUNNING
-    there), then sends the order; it is sent again until the pilot has taken it.
-
-    Args:
-        store: the site's database.
-        client: Redis; ``None`` when it is away: the order goes out next time.
-        site: the site.
+def send_drains(store: Store, client: redis.Redis, site: Site) -> list[str]:
+    """Tell pilots that are DRAINING with nothing left to do; again until each has taken it.
 
     Returns:
-        Ids of the pilots that are DRAINING with nothing left to do.
+        Their ids.
 
     Raises:
         redis.RedisError: Redis did not answer; the order goes out next time.
         StoreError: the database did not answer.
     """
-    draining = store.run(lambda conn: _mark_idle(conn, site.settings, store.clock()))
-    if client is not None:
-        for pilot in draining:
-            key = keys.control(site.settings.key_prefix, pilot.id)
-            if not client.llen(key):
-                client.rpush(key, encode(PilotOrder("drain", pilot.reason)))
-    return [pilot.id for pilot in draining]
-
-
-def _mark_idle(conn: Connection, settings: Settings, now: float) -> list[PilotRow]:
-    # locked first, so that nothing is placed on a pilot between the look and the mark
-    conn.execute(
-        select(schema.pilot.c.id)
-        .where(schema.pilot.c.state == PilotState.LIVE)
-        .order_by(schema.pilot.c.id)
-        .with_for_update()
-    )
-    busy = {row.pilot for row in scans.on_pilots(conn)}
-    waiting = [
-        Candidate("", 0, shape.resources, shape.wall_time, settings.site.kill_grace)
-        for shape in scans.backlog(conn, now=now)
-    ]
-    for pilot in allocations.list_pilots(conn, (PilotState.LIVE,)):
-        live = (PilotState.LIVE,)
-        if pilot.id in busy:
-            if pilot.idle_since is not None:
-                allocations.update_pilot(conn, pilot.id, live, idle_since=None)
-        elif pilot.idle_since is None:
-            allocations.update_pilot(conn, pilot.id, live, idle_since=now)
-        elif now >= pilot.idle_since + settings.pilot.idle_timeout:
-            nodes = [from_plain(NodeCapacity, plain) for plain in pilot.nodes]
-            free = PilotFree(pilot.id, nodes, pilot.end_time - settings.pilot.drain_margin)
-            if not any(fits_ever(free, candidate, now) for candidate in waiting):
-                reason = f"idle for {format_duration(now - pilot.idle_since)}"
-                log.info("pilot %s drains: %s", pilot.id, reason)
-                allocations.update_pilot(
-                    conn, pilot.id, live, state=PilotState.DRAINING, reason=reason
-                )
+    with store.read() as conn:
+        busy = {row.pilot for row in scans.on_pilots(conn)}
+        draining = allocations.list_pilots(conn, (PilotState.DRAINING,))
     # one that is told to drain while busy lets what runs there end first
-    draining = allocations.list_pilots(conn, (PilotState.DRAINING,))
-    return [pilot for pilot in draining if pilot.id not in busy]
+    done = [pilot for pilot in draining if pilot.id not in busy]
+    for pilot in done:
+        key = keys.control(site.settings.key_prefix, pilot.id)
+        if not client.llen(key):
+            client.rpush(key, encode(PilotOrder("drain", pilot.reason)))
+    return [pilot.id for pilot in done]
 
 
 def sweep(store: Store, client: redis.Redis, site: Site) -> None:

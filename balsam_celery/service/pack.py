@@ -8,21 +8,19 @@ from dataclasses import dataclass, field, replace
 import redis
 from sqlalchemy import ColumnElement, Connection, select, text
 
-from balsam_celery.limits import fits_some_queue, policy_of, queues_of
-from balsam_celery.packing import Demand, Plan
-from balsam_celery.packing import pack as plan_allocations
+from balsam_celery.packing import Plan, Window
 from balsam_celery.schedulers.base import Scheduler
+from balsam_celery.service import idle
 from balsam_celery.service.alone import alone
-from balsam_celery.service.backoff import Pause, pauses
+from balsam_celery.service.backoff import Pause
 from balsam_celery.service.cases import Batch, Change
-from balsam_celery.service.existing import existing
+from balsam_celery.service.decide import decide, idle_windows, wants_windows
 from balsam_celery.service.release import fail, settle
 from balsam_celery.service.submit import insert_requests, submit
 from balsam_celery.service.window import SHAPE
 from balsam_celery.site import Site
 from balsam_celery.states import PLACEABLE
-from balsam_celery.store import allocations, scans, schema
-from balsam_celery.store.allocations import LIVE_ALLOCATIONS
+from balsam_celery.store import allocations, schema
 from balsam_celery.store.engine import Store
 from balsam_celery.store.rows import AllocationState
 from balsam_celery.store.scans import BacklogShape
@@ -38,7 +36,7 @@ class Packed:
     """What a run did.
 
     Attributes:
-        plan: what was asked for and given up.
+        plan: what was asked for, given up and drained.
         submitted: ids of the allocations that the scheduler took.
         changes: tasks that failed because no allocation could ever hold them.
         paused: queues that were wanted and are asked for nothing now, by name.
@@ -51,63 +49,59 @@ class Packed:
 
 
 def pack(store: Store, scheduler: Scheduler, site: Site, client: redis.Redis) -> Packed:
-    """Ask for the allocations that the backlog needs and give up those that it needs no more.
+    """Ask for the allocations that the backlog needs, give up or drain those that it does not.
 
     Harmless when run twice, also at once. ``client``: as in :func:`.submit.submit`.
 
     Raises:
         StoreError: the database did not answer.
     """
-    packed = Packed()
+    packed = _one_pass(store, scheduler, site, None)
+    if packed is None:
+        # the scheduler is asked only when something is to be asked for, and in no transaction
+        packed = _one_pass(store, scheduler, site, idle_windows(scheduler))
+    done = packed or Packed()
+    return replace(done, submitted=tuple(submit(store, scheduler, site, client)))
+
+
+def _one_pass(
+    store: Store, scheduler: Scheduler, site: Site, windows: tuple[Window, ...] | None
+) -> Packed | None:
+    """Decide and write; ``None``: nothing was written, since idle nodes are to be known first."""
     with alone(store, "pack", _TURN) as turn:
-        if turn is not None:
-            packed = store.run(lambda conn: _write_plan(conn, site, store.clock()))
-    return replace(packed, submitted=tuple(submit(store, scheduler, site, client)))
+        if turn is None:
+            return Packed()
+        return store.run(lambda conn: _write(conn, scheduler, site, store.clock(), windows))
 
 
-def _write_plan(conn: Connection, site: Site, now: float) -> Packed:
-    settings = site.settings
-    shapes = scans.backlog(conn, now=now)
-    hopeless = {
-        shape: reason
-        for shape in shapes
-        if (reason := fits_some_queue(shape.resources, shape.wall_time, settings)) is not None
-    }
-    changes = _fail_hopeless(conn, hopeless, now) if hopeless else ()
-    backlog = [
-        Demand(shape.resources, shape.wall_time, shape.count)
-        for shape in shapes
-        if shape not in hopeless
-    ]
-    live = allocations.list_allocations(conn, LIVE_ALLOCATIONS)
-    if not backlog and not live:
-        return Packed(changes=changes)
-    queues, policy = queues_of(settings), policy_of(settings)
-    there = existing(conn, settings, live, now)
-    paused: dict[str, Pause] = {}
-    while True:
-        plan = plan_allocations(backlog, queues, there, policy)
-        asked = {request.queue for request in plan.requests}
-        later = {queue: pause for queue in asked if (pause := pauses(conn, queue, now))}
-        if not later:
-            break
-        paused |= later
-        # what a queue that pauses was to serve, another one may
-        queues = tuple(queue for queue in queues if queue.name not in later)
-    wanted = {row.id: row for row in live if row.cancel_requested is None}
-    cancel = tuple(id for id in plan.cancel if id in wanted)
-    for id in cancel:
-        log.info("allocation %s is not needed any more", id)
-        reason = "not needed any more"
+def _write(
+    conn: Connection,
+    scheduler: Scheduler,
+    site: Site,
+    now: float,
+    windows: tuple[Window, ...] | None,
+) -> Packed | None:
+    idle.hold_pilots(conn)
+    decision = decide(conn, site.settings, now, windows or ())
+    if windows is None and wants_windows(decision, scheduler):
+        return None
+    idle.note(conn, now)
+    changes = _fail_hopeless(conn, decision.hopeless, now) if decision.hopeless else ()
+    plan = decision.plan
+    notes = {note.id: note for note in plan.notes}
+    for id in plan.cancel:
+        log.info("allocation %s is not needed any more: %s", id, notes[id].reason)
         states = (AllocationState.REQUESTED, AllocationState.QUEUED)
+        reason = f"not needed any more: {notes[id].reason}"
         allocations.update_allocation(conn, id, states, cancel_requested=now, reason=reason)
+    idle.drain(conn, [notes[id] for id in plan.drain])
     for request in plan.requests:
         log.info(
             "asking for %d nodes for %d s in %s: %s",
             request.nodes, request.wall_time, request.queue, request.reason,
         )  # fmt: skip
     insert_requests(conn, site, plan.requests, now=now)
-    return Packed(replace(plan, cancel=cancel), changes=changes, paused=paused)
+    return Packed(plan, changes=changes, paused=decision.paused)
 
 
 def _fail_hopeless(

@@ -67,20 +67,21 @@ class Placed:
     recalled: tuple[tuple[str, str, str, int], ...] = ()
 
 
-def rebuild(conn: Connection, limits: Limits) -> Ledger:
-    """The ledger as SQL has it.
+def rebuild(conn: Connection, limits: Limits, *, lock: bool = True) -> Ledger:
+    """The ledger as SQL has it; ``lock``: as of :func:`sync`.
 
     A pilot whose rows contradict each other (slots given twice) takes no more tasks.
     """
-    return sync(conn, Ledger.empty(), limits)
+    return sync(conn, Ledger.empty(), limits, lock=lock)
 
 
-def sync(conn: Connection, ledger: Ledger, limits: Limits) -> Ledger:
+def sync(conn: Connection, ledger: Ledger, limits: Limits, *, lock: bool = True) -> Ledger:
     """``ledger`` with the pilots that SQL has now: new ones added, ended ones gone.
 
-    The pilots' rows stay locked, so that none begins to drain while tasks are placed on it.
+    With ``lock`` the pilots' rows stay locked, so that none begins to drain while tasks are placed
+    on it; who only looks needs that not.
     """
-    live = _live_pilots(conn)
+    live = _live_pilots(conn, lock)
     for id, state in live.items():
         draining = state == PilotState.DRAINING
         if id in ledger.pilots:
@@ -100,15 +101,15 @@ def sync(conn: Connection, ledger: Ledger, limits: Limits) -> Ledger:
     return ledger
 
 
-def _live_pilots(conn: Connection) -> dict[str, str]:
-    """State by id; the rows stay as they are until the transaction ends."""
+def _live_pilots(conn: Connection, lock: bool) -> dict[str, str]:
+    """State by id; with ``lock`` the rows stay as they are until the transaction ends."""
     pilot = schema.pilot
     query = (
         select(pilot.c.id, pilot.c.state)
         .where(pilot.c.state.in_([state.value for state in allocations.LIVE_PILOTS]))
         .order_by(pilot.c.id)
-        .with_for_update(read=True)
     )
+    query = query.with_for_update(read=True) if lock else query
     return {row.id: row.state for row in conn.execute(query)}
 
 

@@ -11,6 +11,7 @@ from balsam_celery.service import ended, lost, pilots, requests, steps, transiti
 from balsam_celery.service.cases import Batch, Change
 from balsam_celery.service.release import settle
 from balsam_celery.states import ON_PILOT, State
+from balsam_celery.store import runtimes
 from balsam_celery.wire import (
     Ended,
     KillAsked,
@@ -90,6 +91,7 @@ def record(
             if unknown:
                 foreign.append(KillAsked(unknown, one.terminate, one.who))
     settle(batch)
+    runtimes.add(conn, batch.runs)
     left = [
         (change.row.pilot, change.row.id, change.row.attempt)
         for change in batch.changes

@@ -106,12 +106,12 @@ class Service:
                 lostnodes.give_up(self.store, self._client, self._prefix, lost, record=self._record)
 
     def housekeep(self) -> None:
-        """Note heartbeats, drain idle pilots, find what no worker holds."""
+        """Note heartbeats, tell pilots to end, find what no worker holds."""
         with self._turn("housekeep") as mine:
             if not mine:
                 return
             housekeep.note_heartbeats(self.store, self._client, self.site)
-            housekeep.drain_idle(self.store, self._client, self.site)
+            housekeep.send_drains(self.store, self._client, self.site)
             reconcile(self.store, self._client, self.site, send=self._send_kills)
             self.engine.courier.tell(self._checks.run())
             housekeep.sweep(self.store, self._client, self.site)

@@ -15,6 +15,7 @@ from balsam_celery.ledger import Ledger
 from balsam_celery.lookahead import NO_LOOK_AHEAD, LookAhead
 from balsam_celery.placement import Candidate, Pass, place
 from balsam_celery.resources import Resources
+from balsam_celery.service.estimates import Estimates, estimates
 from balsam_celery.store import scans, schema
 from balsam_celery.store.scans import Waiting
 
@@ -46,11 +47,13 @@ class Rules:
         kill_grace: seconds between TERM and KILL.
         ageing: seconds of waiting that raise a task's priority by one.
         ahead: how far short tasks are sent ahead.
+        tell_all: also work out the reservations that nothing ran into; what starts is the same.
     """
 
     kill_grace: int
     ageing: float = math.inf
     ahead: LookAhead = NO_LOOK_AHEAD
+    tell_all: bool = False
 
 
 def decide(conn: Connection, ledger: Ledger, rules: Rules, now: float) -> tuple[Pass, bool]:
@@ -64,16 +67,22 @@ def decide(conn: Connection, ledger: Ledger, rules: Rules, now: float) -> tuple[
     # by id: a later window shows those of an earlier one again that found room
     candidates: dict[str, Candidate] = {}
     passed: set[Shape] = set()
+    known = estimates(conn, now)
     while True:
         but = [_is_of(shape) for shape in passed]
         window = scans.placeable(conn, now=now, limit=WINDOW, but=but)
-        candidates |= candidates_of(window, rules.kill_grace, most)
+        candidates |= candidates_of(window, rules.kill_grace, most, known)
         is_full = len(window) == WINDOW
         if is_full and rules.ageing < math.inf:
             oldest = scans.oldest(conn, now=now, limit=OLDEST, but=but)
-            candidates |= candidates_of(oldest, rules.kill_grace, most)
+            candidates |= candidates_of(oldest, rules.kill_grace, most, known)
         decided = place(
-            ledger, candidates.values(), now, ageing=rules.ageing, ahead=rules.ahead, tell_all=False
+            ledger,
+            candidates.values(),
+            now,
+            ageing=rules.ageing,
+            ahead=rules.ahead,
+            tell_all=rules.tell_all,
         )
         if not is_full or not decided.ledger.free_cores:
             return decided, False
@@ -86,7 +95,9 @@ def decide(conn: Connection, ledger: Ledger, rules: Rules, now: float) -> tuple[
         passed |= refused
 
 
-def candidates_of(window: Iterable[Waiting], kill_grace: int, most: int) -> dict[str, Candidate]:
+def candidates_of(
+    window: Iterable[Waiting], kill_grace: int, most: int, known: Estimates
+) -> dict[str, Candidate]:
     """The programs among ``window``, by id: of equal ones no more than could start.
 
     Each takes a core, so that of ``most`` and one more the last is refused, and with it the rest.
@@ -97,7 +108,8 @@ def candidates_of(window: Iterable[Waiting], kill_grace: int, most: int) -> dict
     for row in window:
         if row.kind != "program":
             continue
-        kind = (*shape_of(row), row.cpu_affinity, row.restartable, row.expected_time)
+        expected = known.fits(row)
+        kind = (*shape_of(row), row.cpu_affinity, row.restartable, expected)
         seen[kind] += 1
         if seen[kind] > most + 1:
             continue
@@ -112,7 +124,7 @@ def candidates_of(window: Iterable[Waiting], kill_grace: int, most: int) -> dict
             priority=row.priority,
             created=row.created,
             restartable=row.restartable,
-            expected_time=row.expected_time,
+            expected_time=expected,
         )
     return found
 

@@ -10,6 +10,8 @@ from sqlalchemy import (
     Connection,
     RowMapping,
     Table,
+    case,
+    func,
     insert,
     not_,
     or_,
@@ -108,6 +110,20 @@ def list_allocations(
     if states is not None:
         query = query.where(table.c.state.in_(list(states)))
     return [AllocationRow.of(row) for row in conn.execute(query).mappings()]
+
+
+def charged(conn: Connection) -> float:
+    """Node-seconds that allocations were charged, or may still be.
+
+    Of those that have ended what they lasted, of those that wait or run their whole wall time.
+    """
+    table = schema.allocation.c
+    lasted = case(
+        (table.state.in_(list(LIVE_ALLOCATIONS)), table.wall_time),
+        (table.started.is_(None), 0.0),
+        else_=table.ended - table.started,
+    )
+    return float(conn.scalar(select(func.sum(table.nodes * lasted))) or 0.0)
 
 
 def came_to_nothing(conn: Connection, since: float) -> list[AllocationRow]:

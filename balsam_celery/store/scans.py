@@ -11,12 +11,13 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Select, func, select, text
+from sqlalchemy import ColumnElement, Connection, Select, case, func, literal, select, text
 
 from balsam_celery.resources import Resources
 from balsam_celery.store import schema
 from balsam_celery.store.queries import read_tasks
 from balsam_celery.store.rows import TaskRow, resources_of
+from balsam_celery.store.sql import any_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,9 @@ class BacklogShape:
     """Waiting tasks of one shape: what packing needs to know of them.
 
     Attributes:
+        application: one that was asked for by name; ``""``: any other.
+        expected_time: mean of what their users expect, seconds, of those that expect about the
+            same; ``None``: they say nothing.
         count: how many; ``oldest`` is when the first of them was created.
     """
 
@@ -36,6 +40,10 @@ class BacklogShape:
     memory_per_node: int
     resources_per_node: str
     wall_time: int
+    priority: int
+    application: str
+    restartable: bool
+    expected_time: float | None
     count: int
     oldest: float
 
@@ -65,6 +73,7 @@ class Waiting(NamedTuple):
     wall_time: int
     restartable: bool
     expected_time: float | None
+    application: str
 
     @property
     def resources(self) -> Resources:
@@ -111,8 +120,15 @@ def _waiting(
     return [Waiting._make(row) for row in conn.execute(query).all()]
 
 
-def backlog(conn: Connection, *, now: float) -> list[BacklogShape]:
-    """All tasks that wait for slots and may start at ``now``, counted by shape."""
+def backlog(
+    conn: Connection, *, now: float, applications: Collection[str] = ()
+) -> list[BacklogShape]:
+    """All tasks that wait for slots and may start at ``now``, counted by shape.
+
+    Apart are those of each of ``applications``, all others having ``""``, and those whose users
+    expect a time. Names and times of which each task has its own must not make a row for each, so
+    names are given, and the mean of the times stands for all.
+    """
     task = schema.task
     shape = (
         task.c.num_nodes,
@@ -124,14 +140,33 @@ def backlog(conn: Connection, *, now: float) -> list[BacklogShape]:
         task.c.memory_per_node,
         task.c.resources_per_node,
         task.c.wall_time,
+        task.c.priority,
+        task.c.restartable,
     )
+    known: ColumnElement[str] = literal("")
+    if applications:
+        known = case((any_of(conn, task.c.application, applications), task.c.application), else_="")
+    # a name of its own: PostgreSQL would take "application" for the column
+    known_as = known.label("known_as")
+    expected = task.c.expected_time
+    # users may give each task a time of its own: they are counted together in steps
+    step = case(
+        (expected < 60, 10.0), (expected < 600, 60.0), (expected < 3600, 600.0), else_=3600.0
+    )
+    about = func.round(expected / step)
     count, oldest = func.count().label("count"), func.min(task.c.created).label("oldest")
     query = (
-        by_index(select(*shape, count, oldest), "ix_task_placeable")
+        by_index(
+            select(*shape, known_as, func.avg(expected).label("expected_time"), count, oldest),
+            "ix_task_placeable",
+        )
         .where(text(schema.PLACEABLE_SQL), task.c.not_before <= now)
-        .group_by(*shape)
+        .group_by(*shape, "known_as", about)
     )
-    return [BacklogShape(**row) for row in conn.execute(query).mappings()]
+    return [
+        BacklogShape(application=row.pop("known_as"), **row)
+        for row in map(dict, conn.execute(query).mappings())
+    ]
 
 
 def on_pilots(conn: Connection, pilot: str | None = None) -> list[TaskRow]:

@@ -1,9 +1,9 @@
 """Tasks of the site: reading and acting in bulk.  Names load on first use (PEP 562).
 
 ``tasks.filter(state="FAILED", workflow="water")`` → :class:`TaskPage`; ``tasks.get(id)``,
-``tasks.attempts(id)``, ``tasks.events(id)``, ``tasks.kill(…)``, ``tasks.retry(…)``,
-``tasks.remove(…)``. Celery imports ``tasks.base`` in every process of the site, so this module
-must not load SQLAlchemy.
+``tasks.attempts(id)``, ``tasks.events(id)``, ``tasks.explain(id)``, ``tasks.kill(…)``,
+``tasks.retry(…)``, ``tasks.remove(…)``. Celery imports ``tasks.base`` in every process of the
+site, so this module must not load SQLAlchemy.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         children,
         count,
         events,
+        explain,
         filter,
         get,
         ids,
@@ -41,6 +42,7 @@ __all__ = [
     "children",
     "count",
     "events",
+    "explain",
     "filter",
     "get",
     "ids",

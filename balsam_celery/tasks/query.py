@@ -18,6 +18,8 @@ from celery.result import AsyncResult, ResultSet
 from balsam_celery.celeryapp import app as site_app
 from balsam_celery.errors import InvalidInput
 from balsam_celery.service import requests
+from balsam_celery.service.explain import explain_task
+from balsam_celery.service.explained import plain_task
 from balsam_celery.service.requests import Answer
 from balsam_celery.states import State
 from balsam_celery.store import prune, queries
@@ -25,13 +27,13 @@ from balsam_celery.store.queries import Cursor, TaskFilter, cursor
 from balsam_celery.store.rows import AttemptRow as Attempt
 from balsam_celery.store.rows import EventRow as Event
 from balsam_celery.store.rows import TaskRow as Task
-from balsam_celery.tasks.connect import store_of
+from balsam_celery.tasks.connect import site_of, store_of
 from balsam_celery.tasks.submit import user, wake
 
 __all__ = [
     "Answer", "Attempt", "Event", "Selection", "Task", "TaskPage", "attempts", "children", "count",
-    "events", "filter", "get", "ids", "kill", "make_filter", "parents", "remove", "retry",
-    "select_ids",
+    "events", "explain", "filter", "get", "ids", "kill", "make_filter", "parents", "remove",
+    "retry", "select_ids",
 ]  # fmt: skip
 
 Selection = Any
@@ -181,6 +183,17 @@ def events(id: str, *, app: Celery[Any] = site_app) -> list[Event]:
     """
     with store_of(app).read() as conn:
         return queries.events(conn, queries.get_task(conn, _id(id)).id)
+
+
+def explain(id: str, *, app: Celery[Any] = site_app) -> dict[str, Any]:
+    """Why a task is where it is: the JSON value of ``balsam explain`` (``docs/cli-json.md``).
+
+    ``["text"]`` holds one or two sentences, ``["code"]`` a word for programs.
+
+    Raises:
+        NotFound: no such task.
+    """
+    return plain_task(*explain_task(store_of(app), site_of(app), _id(id)))
 
 
 def parents(id: str, *, app: Celery[Any] = site_app) -> list[Task]:

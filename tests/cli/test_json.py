@@ -9,9 +9,13 @@ from typing import Any
 
 import pytest
 
+from balsam_celery.runtimes import Run
 from balsam_celery.states import State
+from balsam_celery.store import runtimes
 from balsam_celery.store.allocations import insert_allocation, insert_pilot
 from tests.cli.conftest import Cli
+from tests.service.test_why import TABLE as TASKS
+from tests.service.test_why_allocations import TABLE as ALLOCATIONS
 
 DOC = Path(__file__).resolve().parents[2] / "docs" / "cli-json.md"
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
@@ -100,12 +104,48 @@ def _submit(cli: Cli) -> list[Any]:
     return tasks
 
 
+def test_explanations(full: Cli) -> None:
+    full.task("dddddd-4", State.FAILED)
+    full.attempt("dddddd-4", ended=3.0, outcome="exit", exit_code=1)
+    full.task("eeeeee-5", num_nodes=99)
+    for id in ("aaaaaa", "bbbbbb", "cccccc", "dddddd", "eeeeee"):
+        check("explanation", full.json("explain", id))
+    assert full.json("explain", "cccccc")["parents"][0].keys() == {"id", "name", "state"}
+    assert full.json("explain", "eeeeee")["ahead"].keys() == {
+        "higher_priority", "wider", "same_shape",
+    }  # fmt: skip
+    full.task("ffffff-6")
+    found = full.json("explain", "allocations")
+    check("packing", found)
+    assert len(found["allocations"]) == 1
+    for row in found["allocations"]:
+        check("explained allocation", row)
+    assert {row["code"] for row in found["backlog"]} >= {"impossible"}
+    for row in found["backlog"]:
+        check("need", row)
+
+
+def test_codes_are_those_of_the_document() -> None:
+    text = DOC.read_text(encoding="utf-8")
+    for heading, told in (
+        ("codes of explanations", {code for _, code, _ in TASKS.values()}),
+        ("codes of explained allocations", {code for _, code, _ in ALLOCATIONS.values()}),
+    ):
+        section = text.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+        rows = re.findall(r"^\| (`[a-z`, -]+) \|", section, flags=re.MULTILINE)
+        documented = {code for row in rows for code in re.findall(r"`([a-z-]+)`", row)}
+        assert told == documented - {"code"}
+
+
 def test_the_rest(full: Cli) -> None:
     for row in full.json("allocations")["allocations"]:
         check("allocation", row)
     for row in full.json("pilot")["pilots"]:
         check("pilot", row)
     check("application", full.json("app", "add", "x", "prog"))
+    full.store.run(lambda conn: runtimes.add(conn, [Run("x", "nodes=1", 3.0)]))
+    [runtime] = full.json("app", "runtimes")["runtimes"]
+    check("runtime", runtime)
     status = full.json("status", status=1)
     check("status", status)
     check("site", status["site"])

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from balsam_celery.runtimes import Run, shape_of
+from balsam_celery.store import runtimes
 from balsam_celery.store.allocations import insert_allocation, insert_pilot, update_allocation
 from balsam_celery.store.rows import AllocationState, PilotState
 from tests.cli.conftest import Cli
@@ -196,3 +198,20 @@ def test_what_came_to_nothing_is_shown_for_an_hour(cli: Cli) -> None:
     text = cli("status", status=1).stdout
     assert "within the last hour 2 allocations came to nothing:" in text
     assert text.rstrip().endswith(": why alloc-none")
+
+
+def test_learned_runtimes(cli: Cli) -> None:
+    assert cli.json("app", "runtimes") == {"runtimes": []}
+    wide = shape_of(2, 4, 1, 0.5)
+    runs = [*[Run("relax", wide, 60.0)] * 9, Run("relax", wide, 7200.0), Run("other", "s", 1.0)]
+    cli.store.run(lambda conn: runtimes.add(conn, runs))
+    [other, relax] = cli.json("app", "runtimes")["runtimes"]
+    assert (other["application"], other["runs"]) == ("other", 1)
+    assert (relax["application"], relax["shape"], relax["runs"]) == ("relax", wide, 10)
+    assert relax["median"] == relax["ninety_percent"] == pytest.approx(60, rel=0.1)
+    assert relax["mean"] == pytest.approx(774, rel=0.06)
+    assert cli.json("app", "runtimes", "relax")["runtimes"] == [relax]
+    shown = cli("app", "runtimes").stdout
+    assert "nodes=2 ranks=4 threads=1 gpus=0.5" in shown
+    words = cli.refused("app", "runtimes", "relac")
+    assert words == "no run of 'relac' has ended well: did you mean 'relax'?"

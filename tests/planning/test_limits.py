@@ -99,6 +99,18 @@ def test_each_queue_has_nodes_of_its_own() -> None:
         ),
         ({"resources_per_node": (("licence", 2),)}, None),
         (
+            {"memory_per_node": 4 << 30, "ranks_per_node": 9},
+            "no queue has nodes with all of 9 cores, 0 GPUs and 4GiB of memory; ask for less",
+        ),
+        (
+            {"resources_per_node": (("licence", 1), ("nvme", 1))},
+            "no queue has nodes with all of 1 cores, 0 GPUs, 1 licence and 1 nvme; ask for less",
+        ),
+        (
+            {"num_nodes": 3, "memory_per_node": 4 << 30},
+            "no queue with nodes for 1 cores, 0 GPUs and 4GiB of memory gives more than 2; ask",
+        ),
+        (
             {"resources_per_node": (("licence", 3),)},
             "resources_per_node.licence is 3: a node has 2; ask for fewer",
         ),

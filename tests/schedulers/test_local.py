@@ -131,6 +131,11 @@ def test_limits_of_running_jobs_are_kept(cluster: Cluster) -> None:
     cluster.wait_for(ids[1], RUNNING)
     assert [cluster.job(i).state for i in ids] == [RUNNING, RUNNING, QUEUED]
     assert cluster.idle() == 1
+    started, expected = cluster.job(ids[0]).started, cluster.job(ids[2]).expected_start
+    assert started is not None
+    assert expected is not None
+    assert expected > started, "once the limit of the first is over"
+    assert cluster.job(ids[1]).expected_start is None
     cluster.scheduler.cancel(ids[0])
     cluster.wait_for(ids[2], RUNNING)
     nodes = [cluster.record(i).nodes for i in ids[1:]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balsam_celery.schedulers.local_queue import Holding, Waiting, choose
+from balsam_celery.schedulers.local_queue import Holding, Waiting, choose, expected_starts
 
 NOW = 1000.0
 
@@ -48,6 +48,15 @@ def test_what_can_never_start_delays_nobody() -> None:
     assert starts([Waiting(1, "q", 9, 60), Waiting(2, "q", 1, 1e9)], [], 4) == [2]
 
 
+def test_expected_starts_play_the_queue_through() -> None:
+    waiting = [Waiting(1, "a", 4, 60), Waiting(2, "a", 2, 60), Waiting(3, "b", 9, 60)]
+    holding = [Holding("a", 2, NOW + 10), Holding("a", 1, NOW + 30)]
+    found = expected_starts(waiting, holding, nodes=4, max_running={}, now=NOW)
+    assert found == {1: NOW + 30, 2: NOW + 90}, "the third can never start"
+    limited = expected_starts(waiting[1:2], [], nodes=4, max_running={"a": 0}, now=NOW)
+    assert limited == {}
+
+
 JOBS = st.lists(
     st.tuples(st.sampled_from("ab"), st.integers(1, 5), st.integers(1, 100)), max_size=12
 )
@@ -88,3 +97,27 @@ def can_start(job: Waiting, holding: list[Holding]) -> float:
         ),
         default=float("inf"),
     )
+
+
+@given(JOBS, JOBS, st.integers(1, 3))
+def test_what_is_chosen_now_is_expected_now_and_nothing_else(
+    queued: list[tuple[str, int, int]], running: list[tuple[str, int, int]], most: int
+) -> None:
+    waiting = [Waiting(number, *job) for number, job in enumerate(queued)]
+    holding: list[Holding] = []
+    for queue, nodes, left in running:
+        if sum(job.nodes for job in holding) + nodes <= 6:
+            holding.append(Holding(queue, nodes, NOW + left))
+    limits = {"a": most}
+    found = expected_starts(waiting, holding, nodes=6, max_running=limits, now=NOW)
+    now = set(choose(waiting, holding, nodes=6, max_running=limits, now=NOW))
+    assert {number for number, start in found.items() if start == NOW} == now
+    assert found.keys() == {job.number for job in waiting}, "each fits the machine one day"
+    for moment in found.values():
+        held = sum(job.nodes for job in holding if job.until > moment)
+        held += sum(
+            waiting[number].nodes
+            for number, start in found.items()
+            if start <= moment < start + waiting[number].duration
+        )
+        assert held <= 6

@@ -94,6 +94,24 @@ def test_trap_an_impossible_job_waits_for_ever() -> None:
     waiting = job("qstat-f-json-queued-big")
     assert (waiting.state, waiting.impossible) == (QUEUED, False)
     assert waiting.reason == "Not Running: Not enough free nodes available"
+    assert waiting.expected_start is None
+
+
+@pytest.mark.parametrize(
+    ("start", "expected"), [("Sun Nov 22 16:01:23 2026", START), ("UNKNOWN", None)]
+)
+def test_pbs_tells_when_it_expects_a_waiting_job_to_start(
+    start: str, expected: float | None
+) -> None:
+    """Only where the site has estimates; the samples' had none. As ``src/cmds/qstat.c`` prints."""
+
+    def estimate(told: dict[str, Any]) -> None:
+        told["estimated"] = {"exec_vnode": "(pbs1:ncpus=4)", "start_time": start}
+
+    told = pbs_jobs.attributes(changed("qstat-f-json-queued-big", estimate).out)
+    assert pbs_jobs.make_job("1.x", told).expected_start == expected
+    told = pbs_jobs.attributes(changed("qstat-f-json-running", estimate).out)
+    assert pbs_jobs.make_job("1.x", told).expected_start is None
 
 
 def test_a_job_that_pbs_failed_to_start_too_often_is_held_for_ever() -> None:

@@ -251,6 +251,8 @@ def test_directives_as_psij_takes_them() -> None:
         "reservation": "r1",
         "custom": {"lsf.alloc_flags": "smt4 x=1"},
     }
+    assert attributes("lsf", [], "queue")["account"] == "queue"
+    assert attributes("lsf", ["--account=abc"], "queue")["account"] == "abc"
 
 
 @pytest.mark.parametrize(

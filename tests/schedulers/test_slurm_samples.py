@@ -81,6 +81,18 @@ def test_a_job_that_only_waits_is_not_impossible() -> None:
     assert jobs["15"].started is None, "an expected start is none"
 
 
+def test_slurm_tells_when_it_expects_a_waiting_job_to_start() -> None:
+    """The same as ``squeue --start`` says, where backfill has planned it; else nothing."""
+    jobs = parse_jobs(as_asked("squeue-all", ALL), "")
+    told = {}
+    for line in sample("squeue-start").out.splitlines()[1:]:
+        fields = line.split()
+        told[fields[0]] = parse_time(fields[5])
+    assert {id for id, start in told.items() if start is None} == {"11", "12"}
+    assert {id: jobs[id].expected_start for id in told} == told
+    assert jobs["9"].expected_start is None, "it runs"
+
+
 def test_trap_asked_for_an_id_that_is_gone_squeue_fails(answering: Answering) -> None:
     """So it is asked without ids, and only where its own job must be there is the answer final."""
     gone = sample("squeue-one-unknown")

@@ -8,7 +8,7 @@ from typing import Any
 
 from balsam_celery.ledger import Ledger
 from balsam_celery.lookahead import NO_LOOK_AHEAD, LookAhead
-from balsam_celery.resources import NodeCapacity
+from balsam_celery.resources import Counts, NodeCapacity
 from balsam_celery.service import hooks, place
 from balsam_celery.service.cases import Batch
 from balsam_celery.service.record import Recorded, record
@@ -23,11 +23,20 @@ LIMITS = place.Limits(Path("/run"), kill_grace=5, drain_margin=10)
 
 
 def add_pilot(
-    store: Store, cores: Sequence[int] = (2,), *, id: str = "pilot1", lasts: float = 3600.0
+    store: Store,
+    cores: Sequence[int] = (2,),
+    *,
+    id: str = "pilot1",
+    lasts: float = 3600.0,
+    memory: int = 0,
+    resources: Counts = (),
 ) -> None:
     """A pilot whose nodes have so many cores, registered as pilots do, in an allocation."""
     now = store.clock()
-    nodes = tuple(NodeCapacity(f"n{i}", tuple(range(count))) for i, count in enumerate(cores))
+    nodes = tuple(
+        NodeCapacity(f"n{i}", tuple(range(count)), memory=memory, resources=resources)
+        for i, count in enumerate(cores)
+    )
     one = Registered(id, f"a-{id}", "host", 1, now + lasts, nodes, now)
 
     def write(conn: Any) -> None:

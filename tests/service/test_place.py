@@ -63,6 +63,23 @@ def test_the_ledger_of_one_leader_agrees_with_sql(store: Store) -> None:
     assert not ledger.pilots["pilot1"].holdings
 
 
+@pytest.mark.parametrize(
+    "asked", [{"memory_per_node": 6 << 30}, {"resources_per_node": "licence=2"}]
+)
+def test_memory_and_resources_are_given_once(store: Store, asked: dict[str, object]) -> None:
+    add_pilot(store, (4,), memory=10 << 30, resources=(("licence", 3),))
+    add(store, program("t00001", **asked), program("t00002", **asked), program("t00003"))
+    first, plain = start(store)
+    assert (first.spec.id, plain.spec.id) == ("t00001", "t00003")
+    [share] = first.spec.shares
+    assert (share.memory, share.resources) in {(6 << 30, ()), (0, (("licence", 2),))}
+    # a leader that has just started finds in SQL what is given out
+    assert not start(store)
+    tell(store, ended("t00001"))
+    [second] = start(store)
+    assert (second.spec.id, second.spec.shares) == ("t00002", first.spec.shares)
+
+
 def test_draining_and_ended_pilots_get_nothing(store: Store) -> None:
     add_pilot(store)
     add(store, program("t00001"))

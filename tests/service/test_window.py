@@ -8,6 +8,7 @@ from balsam_celery.amounts import counts_text
 from balsam_celery.ledger import Ledger
 from balsam_celery.placement import Candidate, place
 from balsam_celery.resources import Resources
+from balsam_celery.service.estimates import Estimates
 from balsam_celery.service.window import candidates_of
 from balsam_celery.store.scans import Waiting
 from tests.planning.values import NOW, candidates, ledgers, node
@@ -36,6 +37,7 @@ def waiting(one: Candidate) -> Waiting:
         wall_time=one.wall_time,
         restartable=one.restartable,
         expected_time=one.expected_time,
+        application="",
     )
 
 
@@ -45,7 +47,7 @@ def test_equal_ones_beyond_the_free_cores_change_nothing(
 ) -> None:
     """As SQL gives them: by priority, then widest, then oldest."""
     rows = sorted(map(waiting, tasks), key=lambda r: (-r.priority, -r.num_nodes, r.created, r.id))
-    some = candidates_of(rows, GRACE, ledger.free_cores)
+    some = candidates_of(rows, GRACE, ledger.free_cores, Estimates())
     whole, part = place(ledger, tasks, NOW), place(ledger, some.values(), NOW)
     assert part.placements == whole.placements
     assert part.reservations == whole.reservations
@@ -57,6 +59,7 @@ def test_of_many_equal_ones_few_are_looked_at() -> None:
     task = Candidate("t", 1, Resources(), 10, GRACE)
     rows = [waiting(task)._replace(id=f"t{n:03}") for n in range(500)]
     assert (ledger.free_cores, lost.free_cores, ledger.drain("p").free_cores) == (6, 2, 0)
-    assert list(candidates_of(rows, GRACE, lost.free_cores)) == ["t000", "t001", "t002"]
+    some = candidates_of(rows, GRACE, lost.free_cores, Estimates())
+    assert list(some) == ["t000", "t001", "t002"]
     steps = [row._replace(kind="celery") for row in rows]
-    assert list(candidates_of([*steps, rows[7]], GRACE, 2)) == ["t007"]
+    assert list(candidates_of([*steps, rows[7]], GRACE, 2, Estimates())) == ["t007"]

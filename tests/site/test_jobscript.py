@@ -70,6 +70,16 @@ def test_golden(kind: str) -> None:
     assert script == (GOLDEN / f"{kind}.sh").read_text()
 
 
+@pytest.mark.parametrize(("kind", "line"), [("slurm", "--account=m1_g"), ("pbs", "-A m1_g")])
+def test_the_account_of_a_queue(kind: str, line: str) -> None:
+    site = make_site(Path("/lustre/me"), kind)
+    queue = dataclasses.replace(site.settings.queues["gpu"], account="m1_g")
+    made = dataclasses.replace(site.settings, queues=site.settings.queues | {"gpu": queue})
+    site = dataclasses.replace(site, settings=made)
+    assert f"#{'SBATCH' if kind == 'slurm' else 'PBS'} {line}" in render(site).splitlines()
+    assert line not in render(site, "cpu")
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.toml")))
 def test_examples(name: str, tmp_path: Path) -> None:
     loaded = settings.load(EXAMPLES / f"{name}.toml")

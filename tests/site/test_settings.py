@@ -34,6 +34,9 @@ def parse(kind: str, queue: dict[str, Any], **scheduler: Any) -> settings.Settin
             {},
             r"queues\.q\.resources_per_node\.nvme is 0: give a whole number of 1 or more",
         ),
+        ("local", {"account": "abc"}, {}, r"queues\.q\.account is 'abc': the local scheduler has"),
+        ("pbs", QUEUE | {"account": "-A x"}, {}, r"queues\.q\.account is '-A x': give its name"),
+        ("slurm", QUEUE | {"account": "a\n#"}, {}, r"queues\.q\.account .*give its name alone"),
         ("slurm", QUEUE | {"directives": [""]}, {}, r"queues\.q\.directives has ''"),
     ],
 )

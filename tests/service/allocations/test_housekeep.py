@@ -1,82 +1,48 @@
-"""Housekeeping: idle pilots end, busy and needed ones do not."""
+"""Housekeeping: pilots that drain are told so, heartbeats noted, old keys deleted."""
 
 from __future__ import annotations
 
-import pytest
 import redis
 
 from balsam_celery import keys
-from balsam_celery.service.housekeep import drain_idle, note_heartbeats, sweep
+from balsam_celery.service.housekeep import note_heartbeats, send_drains, sweep
 from balsam_celery.site import Site
+from balsam_celery.states import State
 from balsam_celery.store import allocations
 from balsam_celery.store.engine import Store
 from balsam_celery.store.rows import PilotState
+from balsam_celery.store.transitions import Move, move
 from balsam_celery.wire import Heartbeat, PilotOrder, decode, encode
 from tests.service.allocations.making import dispatched, pilot, running_pilot
 from tests.store.conftest import Clock
-from tests.store.making import add, program
 
 
-def test_an_idle_pilot_drains_after_its_time(
+def test_a_pilot_that_drains_is_told_until_it_has_taken_it(
     store: Store, site: Site, client: redis.Redis, clock: Clock
 ) -> None:
     running_pilot(store, site)
-    timeout = site.settings.pilot.idle_timeout
-    assert drain_idle(store, client, site) == []
-    assert pilot(store, "p1").idle_since == clock.now
-    clock.now += timeout - 1
-    assert drain_idle(store, client, site) == []
-    clock.now += 1
-    assert drain_idle(store, client, site) == ["p1"]
-    assert pilot(store, "p1").state is PilotState.DRAINING
+    assert send_drains(store, client, site) == []
+    dispatched(store, "task01", "p1", running=True)
+    store.run(
+        lambda conn: allocations.update_pilot(
+            conn, "p1", (PilotState.LIVE,), state=PilotState.DRAINING, reason="idle for 1m"
+        )
+    )
+    # what runs there ends first
+    assert send_drains(store, client, site) == []
+    with store.write() as conn:
+        done = Move("task01", State.RUNNING, State.RUN_DONE)
+        assert move(conn, [done], now=store.clock(), who="test")
+    assert send_drains(store, client, site) == ["p1"]
     control = keys.control(site.settings.key_prefix, "p1")
     # one order waits at most, and it is sent again once taken without effect
-    assert drain_idle(store, client, site) == ["p1"]
+    assert send_drains(store, client, site) == ["p1"]
     [text] = client.lrange(control, 0, -1)
     assert decode(PilotOrder, text) == PilotOrder("drain", "idle for 1m")
     client.delete(control)
-    drain_idle(store, client, site)
+    send_drains(store, client, site)
     assert client.llen(control) == 1
     client.delete(control)
-
-
-def test_a_busy_pilot_stays(store: Store, site: Site, clock: Clock) -> None:
-    running_pilot(store, site)
-    drain_idle(store, None, site)
-    dispatched(store, "task01", "p1", running=True)
-    clock.now += 1000
-    assert drain_idle(store, None, site) == []
-    assert pilot(store, "p1").idle_since is None
-
-
-@pytest.mark.parametrize(
-    ("asked", "stays"),
-    [
-        ({}, True),
-        ({"num_nodes": 2}, True),
-        ({"num_nodes": 3}, False),
-        ({"ranks_per_node": 3}, False),
-        ({"not_before": 1e9}, False),
-    ],
-)
-def test_a_pilot_stays_while_something_waits_that_it_could_hold(
-    store: Store, site: Site, clock: Clock, asked: dict[str, float], stays: bool
-) -> None:
-    running_pilot(store, site)
-    drain_idle(store, None, site)
-    add(store, program("task01", **asked))
-    clock.now += site.settings.pilot.idle_timeout
-    assert drain_idle(store, None, site) == ([] if stays else ["p1"])
-
-
-def test_a_task_that_cannot_end_in_time_keeps_no_pilot(
-    store: Store, site: Site, clock: Clock
-) -> None:
-    running_pilot(store, site)  # ends in 300 s; the task takes 60
-    drain_idle(store, None, site)
-    add(store, program("task01"))
-    clock.now += 230
-    assert drain_idle(store, None, site) == ["p1"]
 
 
 def test_heartbeats_are_noted_and_silence_ends_nothing(

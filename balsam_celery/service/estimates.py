@@ -1,0 +1,110 @@
+"""How long tasks are expected to run: as the user says, else as was learned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from sqlalchemy import Connection
+
+from balsam_celery.runtimes import ENOUGH, Histogram, Learned, outlived, shape_of
+from balsam_celery.states import State
+from balsam_celery.store import runtimes
+from balsam_celery.store.rows import TaskRow
+
+#: Of a task that must end before its pilot does: it starts where nine of ten would have ended.
+#: The tenth is cut short and runs again, which costs less than nodes that idle for the longest.
+FITS = 0.9
+#: Seconds for which a connection keeps what it has read.
+KEEP = 10.0
+_KEY = "balsam.estimates"
+
+
+class Runs(Protocol):
+    """What is read of a task, or of tasks of one shape."""
+
+    @property
+    def application(self) -> str: ...
+    @property
+    def num_nodes(self) -> int: ...
+    @property
+    def ranks_per_node(self) -> int: ...
+    @property
+    def threads_per_rank(self) -> int: ...
+    @property
+    def gpus_per_rank(self) -> float: ...
+    @property
+    def expected_time(self) -> float | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Estimates:
+    """Expected times; ``None`` where neither the user nor earlier runs tell one.
+
+    Attributes:
+        learned: what is known.
+        read: when it was, seconds since the epoch.
+    """
+
+    learned: Learned = field(default_factory=Learned)
+    read: float = 0.0
+    _known: dict[tuple[object, ...], Histogram | None] = field(default_factory=dict)
+
+    def fits(self, task: Runs) -> float | None:
+        """Seconds in which it has most likely ended: for a start that must end in time."""
+        if task.expected_time is not None:
+            return task.expected_time
+        known = self._histogram(task)
+        return None if known is None else known.quantile(FITS)
+
+    def mean(self, tasks: Runs) -> float | None:
+        """Mean seconds: for amounts of work, which are sums over many tasks.
+
+        A quantile would be wrong there, and most where a few run much longer than the others.
+        """
+        if tasks.expected_time is not None:
+            return tasks.expected_time
+        known = self._histogram(tasks)
+        return None if known is None else known.mean
+
+    def remaining(self, task: TaskRow, grace: int, now: float) -> float:
+        """Mean seconds until a task that is on a pilot gives back what it holds.
+
+        Too short a guess costs little, for packing looks again soon; too long a one asks for
+        nodes that nobody needs. A task that has outlived its estimate goes on, as do those that
+        ran longer than it has so far; only its limit ends it.
+
+        Args:
+            task: DISPATCHED or RUNNING.
+            grace: seconds between TERM and KILL once its limit is over.
+            now: seconds since the epoch.
+        """
+        limit = max(0.0, task.changed + task.wall_time + grace - now)
+        # of a task that is only dispatched, ``changed`` is not when it started
+        elapsed = max(0.0, now - task.changed) if task.state is State.RUNNING else 0.0
+        if task.expected_time is not None and task.expected_time > elapsed:
+            return min(limit, task.expected_time - elapsed)
+        known = self._histogram(task)
+        if known is not None:
+            return min(limit, known.remaining(elapsed))
+        return limit if task.expected_time is None else min(limit, outlived(elapsed))
+
+    def _histogram(self, task: Runs) -> Histogram | None:
+        if not self.learned.applications:
+            return None
+        shape = (task.num_nodes, task.ranks_per_node, task.threads_per_rank, task.gpus_per_rank)
+        key = (task.application, *shape)
+        if key not in self._known:
+            self._known[key] = self.learned.histogram(task.application, shape_of(*shape))
+        return self._known[key]
+
+
+def estimates(conn: Connection, now: float) -> Estimates:
+    """What is known at ``now``, or was at most :data:`KEEP` seconds before.
+
+    Kept with the database connection, which no two threads use at once.
+    """
+    kept: Estimates | None = conn.info.get(_KEY)
+    if kept is None or not 0 <= now - kept.read < KEEP:
+        kept = conn.info[_KEY] = Estimates(runtimes.learned(conn, ENOUGH), now)
+    return kept

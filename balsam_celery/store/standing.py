@@ -1,0 +1,99 @@
+"""Where one task stands: what goes before it, and which parents it waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import ColumnElement, Connection, and_, func, not_, or_, select, text
+
+from balsam_celery.store import schema
+from balsam_celery.store.queries import read_tasks
+from balsam_celery.store.rows import PilotRow, TaskRow
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """Programs that wait for slots too, may start now, and go before a task.
+
+    Attributes:
+        higher: those of higher priority, which grows with age.
+        wider: those of its priority over more nodes.
+        older: those of its priority and shape that are older.
+        of_shape: those of its shape, of higher priority or older.
+    """
+
+    higher: int = 0
+    wider: int = 0
+    older: int = 0
+    of_shape: int = 0
+
+
+def ahead(
+    conn: Connection, row: TaskRow, shape: Sequence[str], *, now: float, ageing: float
+) -> Ahead:
+    """What goes before ``row``.
+
+    Args:
+        conn: a transaction.
+        row: a program that waits for slots.
+        shape: the columns in which tasks of one shape agree.
+        now: seconds since the epoch.
+        ageing: seconds of waiting that raise a task's priority by one.
+    """
+    task = schema.task.c
+    level = row.priority + int(max(0.0, now - row.created) // ageing)
+    alike = [task[name].is_not_distinct_from(getattr(row, name)) for name in shape]
+
+    def reaches(wanted: int) -> ColumnElement[bool]:
+        """Its priority, grown with age, is ``wanted`` or more; no database need round for that."""
+        return or_(task.priority >= wanted, task.created <= now - ageing * (wanted - task.priority))
+
+    higher = reaches(level + 1)
+    same = and_(reaches(level), not_(higher))
+    sooner = or_(task.created < row.created, and_(task.created == row.created, task.id < row.id))
+
+    def count(*conditions: ColumnElement[bool]) -> int:
+        query = select(func.count()).where(
+            text(schema.PLACEABLE_SQL), task.kind == "program", task.not_before <= now, *conditions
+        )
+        return conn.scalar(query) or 0
+
+    older = count(same, sooner, *alike)
+    return Ahead(
+        higher=count(higher),
+        wider=count(same, task.num_nodes > row.num_nodes),
+        older=older,
+        of_shape=older + count(higher, *alike),
+    )
+
+
+def unmet_parents(conn: Connection, id: str, *, limit: int) -> list[TaskRow]:
+    """Parents that a task waits for, or failed with; the first ``limit`` of them."""
+    task, edge = schema.task, schema.dependency
+    query = (
+        select(task)
+        .join(edge, edge.c.parent == task.c.id)
+        .where(edge.c.child == id, edge.c.met.is_(False))
+        .order_by(edge.c.position)
+        .limit(limit)
+    )
+    return read_tasks(conn, query)
+
+
+def pilot_of(conn: Connection, id: str) -> PilotRow | None:
+    """The pilot of that whole id."""
+    query = select(schema.pilot).where(schema.pilot.c.id == id)
+    found = conn.execute(query).mappings().first()
+    return None if found is None else PilotRow.of(found)
+
+
+def running_on(conn: Connection, pilots: Sequence[str]) -> dict[str, int]:
+    """How many tasks each of the pilots holds; one without any is left out."""
+    task = schema.task.c
+    query = (
+        select(task.pilot, func.count())
+        .where(text(schema.ON_PILOT_SQL), task.pilot.in_(pilots))
+        .group_by(task.pilot)
+    )
+    return {row[0]: row[1] for row in conn.execute(query)}

@@ -1,0 +1,187 @@
+"""Runtimes are learned from what ended well, and used where the user says nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from balsam_celery.runtimes import ENOUGH, Learned, Run, counted, shape_of
+from balsam_celery.service.estimates import KEEP, Estimates, estimates
+from balsam_celery.service.requests import request_kill
+from balsam_celery.states import State
+from balsam_celery.store import runtimes, scans
+from balsam_celery.store.engine import Store
+from balsam_celery.store.rows import TaskRow
+from tests.service.acting import add_pilot, attempts_of, ended, start, started, tell
+from tests.store.conftest import Clock
+from tests.store.making import add, program, task
+
+S = State
+SERIAL = shape_of(1, 1, 1, 0.0)
+
+
+def learned(store: Store) -> Learned:
+    with store.read() as conn:
+        return runtimes.learned(conn)
+
+
+def teach(store: Store, application: str, *seconds: float, shape: str = SERIAL) -> None:
+    runs = [Run(application, shape, one) for one in seconds]
+    store.run(lambda conn: runtimes.add(conn, runs))
+
+
+def test_what_ended_well_is_counted_once(store: Store) -> None:
+    """From the program's start, not from when it was sent."""
+    add_pilot(store)
+    add(store, program("t00001", application="relax", threads_per_rank=2))
+    start(store)
+    over = ended("t00001", started=1010.0, ended=1050.0)
+    tell(store, started("t00001", time=1010.0), over, over)
+    tell(store, over)
+    known = learned(store)
+    assert {key: found.count for key, found in known.shapes.items()} == {
+        ("relax", shape_of(1, 1, 2, 0.0)): 1
+    }
+    assert known.applications["relax"].mean == pytest.approx(40, rel=0.06)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        {"code": 1},
+        {"outcome": "timeout"},
+        {"outcome": "killed"},
+        {"outcome": "drained"},
+        {"outcome": "cannot-start", "started": None},
+    ],
+)
+def test_what_ended_otherwise_tells_nothing(store: Store, end: dict[str, Any]) -> None:
+    add_pilot(store)
+    add(store, program("t00001"))
+    start(store)
+    tell(store, started("t00001"), ended("t00001", **end))
+    assert attempts_of(store, "t00001")[0].ended is not None
+    assert not learned(store).applications
+
+
+def test_the_attempt_of_a_killed_task_that_was_over_before_counts_once(store: Store) -> None:
+    add_pilot(store)
+    add(store, program("t00001"))
+    start(store)
+    tell(store, started("t00001"))
+    request_kill(store, ["t00001"], "enough")
+    tell(store, ended("t00001"))
+    tell(store, ended("t00001"))
+    assert learned(store).applications["t00001"].count == 1
+
+
+def test_they_are_read_again_after_a_while(store: Store, clock: Clock) -> None:
+    teach(store, "relax", *[60.0] * ENOUGH)
+    add(store, program("t00001", application="relax"))
+    with store.read() as conn:
+        first = estimates(conn, clock.now)
+        assert first.fits(task(store, "t00001")) == pytest.approx(60, rel=0.1)
+        teach(store, "relax", *[600.0] * ENOUGH)
+        assert estimates(conn, clock.now + KEEP - 1) is first
+    with store.read() as conn:
+        later = estimates(conn, clock.now + KEEP)
+    assert later.fits(task(store, "t00001")) == pytest.approx(600, rel=0.1)
+    assert later.mean(task(store, "t00001")) == pytest.approx(330, rel=0.06)
+
+
+def known(*seconds: float) -> Estimates:
+    return Estimates(Learned.of(counted(Run("relax", SERIAL, one) for one in seconds)))
+
+
+def row(store: Store, state: State, **values: Any) -> TaskRow:
+    """A task of an hour at most, since 1001."""
+    one = program("t00001", application="relax", **values)
+    add_pilot(store)
+    add(store, one)
+    start(store)
+    if state is S.RUNNING:
+        tell(store, started("t00001"))
+    found = task(store, "t00001")
+    assert found.state is state
+    return found
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected", "elapsed", "rest"),
+    [
+        ((), None, 10, 55),  # nothing is known: the limit, of 60 s and 5 s of grace
+        ((), 30.0, 10, 20),
+        ((), 8.0, 10, 10),  # outlived: as long again
+        ((), 8.0, 40, 25),  # … and never beyond the limit
+        ([30.0] * ENOUGH, None, 10, 20),
+        ([5.0] * ENOUGH, None, 10, 10),
+        ([5.0] * ENOUGH + [50.0], None, 10, 40),
+        ([30.0] * ENOUGH, 8.0, 10, 20),  # the user erred, others ran longer
+        ([1000.0] * ENOUGH, None, 10, 55),
+    ],
+)
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_how_long_a_running_task_goes_on(
+    store: Store, seconds: list[float], expected: float | None, elapsed: float, rest: float
+) -> None:
+    running = row(store, S.RUNNING, expected_time=expected)
+    found = known(*seconds).remaining(running, 5, running.changed + elapsed)
+    assert found == pytest.approx(rest, abs=3)
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_a_task_that_has_not_started_has_all_before_it(store: Store) -> None:
+    sent = row(store, S.DISPATCHED)
+    found = known(*[30.0] * ENOUGH).remaining(sent, 5, sent.changed + 20)
+    assert found == pytest.approx(30, rel=0.06)
+
+
+def test_a_backlog_is_counted_by_known_application_and_what_users_expect(store: Store) -> None:
+    add(
+        store,
+        *(program(f"a{n:05}", application="a", expected_time=10.0 * n) for n in (1, 2, 3)),
+        program("a00009", application="a"),
+        *(program(f"b{n:05}", application=f"b{n}") for n in range(9)),
+    )
+    with store.read() as conn:
+        found = {
+            (one.application, one.expected_time): one.count
+            for one in scans.backlog(conn, now=2000.0, applications=["a", "other"])
+        }
+        whole = {
+            (one.application, one.expected_time): one.count
+            for one in scans.backlog(conn, now=2000.0)
+        }
+    assert found == {("a", 20.0): 3, ("a", None): 1, ("", None): 9}
+    assert whole == {("", 20.0): 3, ("", None): 10}
+
+
+def test_what_ran_too_seldom_is_not_even_read(store: Store, clock: Clock) -> None:
+    teach(store, "often", *[10.0] * (ENOUGH - 2), shape="one")
+    teach(store, "often", *[10.0] * 2, shape="two")
+    teach(store, "seldom", *[10.0] * (ENOUGH - 1))
+    with store.read() as conn:
+        assert set(estimates(conn, clock.now).learned.applications) == {"often"}
+
+
+def test_a_restartable_task_starts_where_earlier_runs_would_have_ended(
+    store: Store, clock: Clock
+) -> None:
+    """It outlives that estimate, and goes on: the worker knows nothing of it."""
+    add_pilot(store, lasts=100.0)  # 90 s but for the drain margin; its limit would not fit
+    values: dict[str, Any] = {"application": "relax", "restartable": True}
+    add(store, program("t00001", **values), program("t00002", **values | {"restartable": False}))
+    store.run(lambda conn: conn.exec_driver_sql("UPDATE task SET wall_time = 3600"))
+    assert not start(store)
+    teach(store, "relax", *[20.0] * 20)
+    clock.now += KEEP
+    [sent] = start(store)
+    assert (sent.spec.id, sent.spec.wall_time) == ("t00001", 3600)
+    tell(store, started("t00001", time=clock.now))
+    clock.now += 60
+    assert not start(store)
+    assert task(store, "t00001").state is S.RUNNING
+    tell(store, ended("t00001", started=clock.now - 60, ended=clock.now))
+    assert task(store, "t00001").state is S.JOB_FINISHED
+    assert learned(store).applications["relax"].count == 21
