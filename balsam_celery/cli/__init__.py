@@ -30,6 +30,7 @@ COMMANDS = {
     "allocations": ("Machines", "machines", "List, preview and cancel batch jobs."),
     "pack": ("Machines", "pack", "What batch jobs would be asked for now, and why."),
     "pilot": ("Machines", "machines", "List and drain pilots."),
+    "simulate": ("Machines", "simulating", "Run a workload on a simulated machine."),
     "prune": ("Site", "acting", "Remove workflows that ended long ago."),
 }
 

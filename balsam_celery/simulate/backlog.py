@@ -45,39 +45,33 @@ class Backlog:
     """What is ready to start.
 
     Attributes:
-        kinds: waiting tasks by (kind, whether they were cut before); no empty ones.
+        kinds: waiting tasks by number of their kind; no empty ones.
         ready: when each task became ready, seconds.
         count: how many wait.
     """
 
     def __init__(self, workload: Workload) -> None:
-        self.kinds: dict[tuple[int, bool], Waiting] = {}
+        self.kinds: dict[int, Waiting] = {}
         self.ready = list(workload.submitted)
         self.count = 0
-        self._workload = workload
-        self._cut: set[int] = set()
+        self._kind = workload.kind
 
     def add(self, task: int, now: float) -> None:
         """``task`` becomes ready."""
         self.ready[task] = now
         self.count += 1
-        self.kinds.setdefault(self.key(task), Waiting()).fresh.append(task)
+        self.kinds.setdefault(self._kind[task], Waiting()).fresh.append(task)
 
     def put_back(self, task: int) -> None:
         """An allocation's end cut ``task``."""
-        self._cut.add(task)
         self.count += 1
-        insort(self.kinds.setdefault(self.key(task), Waiting()).returned, task)
+        insort(self.kinds.setdefault(self._kind[task], Waiting()).returned, task)
 
     def take(self, task: int) -> None:
         """``task`` starts."""
-        key = self.key(task)
+        key = self._kind[task]
         waiting = self.kinds[key]
         waiting.take(task)
         if not len(waiting):
             del self.kinds[key]
         self.count -= 1
-
-    def key(self, task: int) -> tuple[int, bool]:
-        """Under which ``kinds`` has the task."""
-        return self._workload.kind[task], task in self._cut

@@ -1,57 +1,68 @@
-"""What planning expects a task to run: as given, else learned from those that have finished."""
+"""What planning expects of runtimes: as the user says, else learned (as ``service.estimates``)."""
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 
+from balsam_celery.resources import Resources
+from balsam_celery.runtimes import ENOUGH, Histogram, bucket_of, outlived
 from balsam_celery.simulate.workload import Kind
 
-#: Buckets of a histogram for each doubling of the runtime.
-_STEPS = 4
-#: Below this number of finished tasks nothing is known.
-_LEAST = 8
+#: As ``service.estimates.FITS``: a task that must end in time starts where nine of ten would have.
+FITS = 0.9
+#: A histogram is made again once it holds so many times the runs: plans stay as they are meanwhile.
+_GROWN = 1.1
+Key = tuple[str, Resources | None]
 
 
 class Estimates:
-    """Quantiles of finished runtimes by application and resources.
+    """Expected times of what a simulation has seen finish; ``None`` where nothing tells one."""
 
-    Args:
-        quantile: which is taken for the expected time, 0 to 1.
-    """
-
-    def __init__(self, quantile: float = 0.75) -> None:
-        self._quantile = quantile
-        self._counts: dict[object, dict[int, int]] = defaultdict(lambda: defaultdict(int))
-        self._totals: dict[object, int] = defaultdict(int)
-        self._known: dict[object, tuple[int, float | None]] = {}
+    def __init__(self) -> None:
+        self._counts: dict[Key, dict[int, int]] = defaultdict(lambda: defaultdict(int))
+        self._totals: dict[Key, int] = defaultdict(int)
+        self._known: dict[Key, tuple[Histogram, float, float]] = {}
 
     def learn(self, kind: Kind, runtime: float) -> None:
         """A task of ``kind`` finished after ``runtime`` seconds."""
-        key = (kind.application, kind.resources)
-        self._counts[key][math.ceil(math.log2(max(runtime, 1.0)) * _STEPS)] += 1
-        self._totals[key] += 1
+        bucket = bucket_of(runtime)
+        for key in ((kind.application, kind.resources), (kind.application, None)):
+            self._counts[key][bucket] += 1
+            self._totals[key] += 1
 
-    def expected(self, kind: Kind) -> float | None:
-        """Seconds, ``None`` when not known."""
+    def fits(self, kind: Kind) -> float | None:
+        """Seconds in which one has most likely ended: for a start that must end in time."""
         if kind.expected_time is not None:
             return kind.expected_time
-        key = (kind.application, kind.resources)
-        total = self._totals.get(key, 0)
-        if total < _LEAST:
-            return None
-        known = self._known.get(key)
-        # a tenth more changes little, and plans stay as they are in between
-        if known is None or total > 1.1 * known[0]:
-            known = total, self._of(key, total)
-            self._known[key] = known
-        return known[1]
+        known = self._of(kind)
+        return None if known is None else known[1]
 
-    def _of(self, key: object, total: int) -> float:
-        seen = 0
-        counts = self._counts[key]
-        for bucket in sorted(counts):
-            seen += counts[bucket]
-            if seen >= self._quantile * total:
-                return float(2.0 ** (bucket / _STEPS))
-        raise AssertionError("a quantile lies within the counts")
+    def mean(self, kind: Kind) -> float | None:
+        """Mean seconds: for amounts of work."""
+        if kind.expected_time is not None:
+            return kind.expected_time
+        known = self._of(kind)
+        return None if known is None else known[2]
+
+    def remaining(self, kind: Kind, elapsed: float, limit: float) -> float:
+        """Mean seconds until one that has run for ``elapsed`` ends, at most ``limit``."""
+        if kind.expected_time is not None and kind.expected_time > elapsed:
+            return min(limit, kind.expected_time - elapsed)
+        known = self._of(kind)
+        if known is not None:
+            return min(limit, known[0].remaining(elapsed))
+        return limit if kind.expected_time is None else min(limit, outlived(elapsed))
+
+    def _of(self, kind: Kind) -> tuple[Histogram, float, float] | None:
+        """Histogram, quantile and mean: of the shape, else of the application."""
+        for key in ((kind.application, kind.resources), (kind.application, None)):
+            total = self._totals.get(key, 0)
+            if total < ENOUGH:
+                continue
+            known = self._known.get(key)
+            if known is None or total > _GROWN * known[0].count:
+                histogram = Histogram(dict(self._counts[key]))
+                known = histogram, histogram.quantile(FITS), histogram.mean
+                self._known[key] = known
+            return known
+        return None

@@ -44,6 +44,7 @@ class Machine:
         packing_interval: between looks at the backlog.
         idle_timeout: a pilot with nothing to do ends after this.
         windows: the scheduler tells of nodes that are idle now.
+        ageing: waiting that raises a task's priority by one (``placement.ageing``).
     """
 
     nodes: int
@@ -57,6 +58,7 @@ class Machine:
     packing_interval: float = 10.0
     idle_timeout: float = 60.0
     windows: bool = True
+    ageing: float = 21600.0
 
     def queue(self, name: str) -> Queue:
         """The queue of that name."""

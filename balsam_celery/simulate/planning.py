@@ -10,7 +10,6 @@ from balsam_celery.packing import Demand, Existing, Lane, Plan, Window, pack
 from balsam_celery.pilotfree import PilotFree
 from balsam_celery.placement import Candidate, Pass, place
 from balsam_celery.simulate.state import Allocation, State
-from balsam_celery.simulate.workload import Kind
 
 
 class Planning:
@@ -22,7 +21,13 @@ class Planning:
 
     def place(self, state: State, now: float) -> Pass:
         """One placement pass over the first of the backlog."""
-        return place(state.ledger, candidates(state, now), now, tell_all=False)
+        return place(
+            state.ledger,
+            candidates(state, now),
+            now,
+            ageing=state.machine.ageing,
+            tell_all=False,
+        )
 
     def pack(self, state: State, now: float) -> Plan:
         """One look at the backlog."""
@@ -35,25 +40,17 @@ class Planning:
         )
 
 
-def expected_time(state: State, kind: Kind, cut: bool) -> float | None:
-    """What a task of ``kind`` is expected to run; one that was cut is not trusted again."""
-    return None if cut else state.estimates.expected(kind)
-
-
 def candidates(state: State, now: float) -> Iterator[Candidate]:
     """Of each kind the oldest tasks, as many as could start and one more (for a reservation)."""
     total = len(state.machine.node.cores)
     grace = state.machine.policy.kill_grace
-    for (number, cut), waiting in state.backlog.kinds.items():
+    for number, waiting in state.backlog.kinds.items():
         kind = state.workload.kinds[number]
         wanted = kind.resources
-        expected = expected_time(state, kind, cut)
-        restartable = kind.restartable and not cut
-        needed = (
-            min(kind.wall_time, expected)
-            if restartable and expected is not None
-            else kind.wall_time
-        )
+        expected = state.estimates.fits(kind)
+        needed: float = kind.wall_time
+        if kind.restartable and expected is not None:
+            needed = min(needed, expected)
         cores, nodes = free(state.ledger, now + needed + grace)
         if wanted.is_gang:
             most = nodes // wanted.num_nodes
@@ -68,7 +65,7 @@ def candidates(state: State, now: float) -> Iterator[Candidate]:
                 grace,
                 kind.priority,
                 state.backlog.ready[task],
-                restartable,
+                kind.restartable,
                 expected,
             )
 
@@ -85,15 +82,15 @@ def free(ledger: Ledger, until: float) -> tuple[int, int]:
 
 def backlog(state: State, now: float) -> Iterator[Demand]:
     """What waits, by shape."""
-    for (number, cut), waiting in state.backlog.kinds.items():
+    for number, waiting in state.backlog.kinds.items():
         kind = state.workload.kinds[number]
         yield Demand(
             kind.resources,
             kind.wall_time,
             len(waiting),
             kind.priority,
-            expected_time(state, kind, cut),
-            kind.restartable and not cut,
+            state.estimates.mean(kind),
+            kind.restartable,
             now - state.backlog.ready[next(waiting.first(1))],
         )
 
@@ -135,17 +132,13 @@ def existing(state: State, allocation: Allocation, now: float) -> Existing:
 
 def _lanes(state: State, pilot: PilotFree, nodes: int, now: float) -> tuple[Lane, ...]:
     cores = len(state.machine.node.cores)
-    kind_of = state.workload.kind
-    expected = [state.estimates.expected(kind) for kind in state.workload.kinds]
+    work, remaining = state.workload, state.estimates.remaining
     #: by node: free cores, when all are free at the latest, and when that is likely
     held: dict[str, tuple[int, float, float]] = {}
     for holding in pilot.holdings.values():
-        until = likely = holding.until
-        usual = expected[kind_of[int(holding.id)]]
-        if usual is not None:
-            end = holding.since + usual
-            # what has outlived its time takes half as long again
-            likely = min(until, end if end > now else now + usual / 2)
+        until = holding.until
+        kind = work.kinds[work.kind[int(holding.id)]]
+        likely = now + remaining(kind, now - holding.since, until - now)
         for share in holding.shares:
             left, latest, soon = held.get(share.node, (cores, now, now))
             held[share.node] = (

@@ -1,8 +1,8 @@
 """A scheduler that knows the future: true runtimes, and how long each request would wait.
 
 The best that can be done greedily with that knowledge, not an optimum. Limits and expected times
-are replaced by the true runtimes (rounded up in steps of a tenth), and several ways to pack (whole,
-halved and quartered queues; with and without the longest tasks first) are each replayed to the end
+are replaced by the true runtimes (rounded up in steps of a fifth), and several ways to pack (whole
+and quartered queues; with and without the longest tasks first) are each replayed to the end
 on the same machine, other users included. The replay with the smallest product of mean turnaround
 (from ready to ended) and node-hours charged is kept, so that it neither wins by one node for a
 month nor by all nodes for nothing. Tasks that run into their limit keep it.
@@ -19,7 +19,7 @@ from balsam_celery.simulate.machine import Machine
 from balsam_celery.simulate.planning import Planning
 from balsam_celery.simulate.workload import Kind, Workload
 
-_STEP = math.log(1.1)
+_STEP = math.log(1.2)
 
 
 class Knowing(Planning):
@@ -52,7 +52,7 @@ def _turnaround(simulation: Simulation) -> float:
 def _variants(workload: Workload, machine: Machine) -> Iterator[tuple[Workload, Machine]]:
     for longest_first in (True, False):
         known = reveal(workload, longest_first)
-        for part in (1, 2, 4):
+        for part in (1, 4):
             queues = tuple(
                 replace(
                     queue,
@@ -86,7 +86,7 @@ def reveal(workload: Workload, longest_first: bool) -> Workload:
             expected_time=float(limit),
             restartable=False,
             # steps of a factor of two, so that the widest go first among those about as long
-            priority=kind.priority * 100 + (rank // 7 if longest_first else 0),
+            priority=kind.priority * 100 + (rank // 4 if longest_first else 0),
         )
         known.kind.append(kinds.setdefault(kind, len(kinds)))
     known.kinds = tuple(kinds)

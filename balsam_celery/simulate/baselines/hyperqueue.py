@@ -30,10 +30,9 @@ class HyperQueue:
 
     def place(self, state: State, now: float) -> Pass:
         """Start what fits in order of submission, tasks of several nodes first."""
-        order = {number: n for n, (number, _) in enumerate(sorted(state.backlog.kinds))}
-        kinds = {id(state.workload.kinds[number]): n for number, n in order.items()}
+        first = {id(kind): number for number, kind in enumerate(state.workload.kinds)}
         return start_in_order(
-            state, lambda kind: (not kind.resources.is_gang, kinds[id(kind)]), now
+            state, lambda kind: (not kind.resources.is_gang, first[id(kind)]), now
         )
 
     def pack(self, state: State, now: float) -> Plan:
