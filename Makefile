@@ -23,6 +23,7 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/packing.py
 
 $(STAMP): setup.py constraints.txt scripts/make-venv
 	scripts/make-venv $(VENV)
