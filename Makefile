@@ -23,6 +23,8 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/placement.py
+	$(BIN)/python benchmarks/packing.py
 	$(BIN)/python benchmarks/planning.py
 	$(BIN)/python benchmarks/planning.py --million
 
