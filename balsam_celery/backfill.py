@@ -132,9 +132,17 @@ def earliest(pilot: PilotFree, candidate: Candidate, now: float) -> tuple[float,
 
 
 def _whole(pilot: PilotFree, wanted: Resources, usable: int, now: float) -> tuple[float, list[int]]:
-    free, releases = 0, pilot.releases()
-    while free.bit_count() < wanted.num_nodes:
-        free |= next(releases) & usable
+    free, missing = 0, wanted.num_nodes
+    for released in pilot.releases():
+        found = released & usable
+        if found.bit_count() >= missing:
+            # no later than need be: of the last step only what is free as soon as the last needed
+            times = {place: pilot.until(place) for place in members(found)}
+            last = sorted(times.values())[missing - 1]
+            free |= sum(1 << place for place, time in times.items() if time <= last)
+            break
+        free |= found
+        missing -= found.bit_count()
     places = compact(free, wanted.num_nodes)
     assert places is not None
     return max(now, *(pilot.until(place) for place in places)), places

@@ -158,10 +158,20 @@ def test_backfill_never_delays_a_reservation(ledger: Ledger, waiting: list[Candi
 def test_a_task_over_all_nodes_waits_no_longer_than_what_runs(
     others: list[Candidate], data: st.DataObject
 ) -> None:
-    """Small tasks arrive for ever; the wide one starts by the limits of what ran at first."""
-    ledger = one_pilot(4, 4, 4, ends_in=100_000)
+    """Small tasks arrive for ever; the wide one starts by the limits of what ran at first.
+
+    Neither a node more nor a shorter estimate, right or wrong, changes that.
+    """
+    cores = [4] * data.draw(st.sampled_from([3, 3, 4, 5]))
+    ledger = one_pilot(*cores, ends_in=100_000)
+    shorter = data.draw(st.sampled_from([1.0, 0.1]))
     others = [
-        replace(c, resources=replace(c.resources, num_nodes=1, gpus_per_rank=0.0), priority=0)
+        replace(
+            c,
+            resources=replace(c.resources, num_nodes=1, gpus_per_rank=0.0),
+            priority=0,
+            expected_time=None if c.expected_time is None else shorter * c.expected_time,
+        )
         for c in others
     ]
     half = place(ledger, others[::2], NOW)
