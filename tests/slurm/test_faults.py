@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from balsam_celery import procs
+from balsam_celery import keys, procs
+from balsam_celery.pilot.ranks import step_name
 from balsam_celery.store import queries
 from balsam_celery.store.rows import AllocationState
 from tests.acceptance.live import LiveSite
@@ -69,6 +70,39 @@ def test_scancel_of_a_pilot(slurm_site: LiveSite, slurm_cluster: SlurmCluster) -
     with slurm_site.store.read() as conn:
         reasons = [queries.attempts(conn, id)[0].reason for id in held.values()]
     assert all(reasons)
+
+
+@pytest.mark.timeout(300)
+def test_kill_9_of_the_gang_worker_with_an_open_step(
+    slurm_site: LiveSite, slurm_cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    """Neither ranks nor their job step are left when the task's nodes are given again."""
+    # all nodes are this machine, so the second try can look for all that is left of the first
+    script = (
+        f'echo $$ >> "{tmp_path}/pids-$BALSAM_ATTEMPT"\n'
+        "if [ $BALSAM_ATTEMPT = 1 ]; then trap '' TERM; while :; do sleep 600; done; fi\n"
+        f'for pid in $(cat "{tmp_path}/pids-1"); do kill -0 "$pid" && exit 3; done\n'
+        'squeue --steps --noheader --format=%j --jobs="$SLURM_JOB_ID" > steps.$SLURM_PROCID\n'
+        'grep -Fx "$BALSAM_TASK_ID.1" steps.$SLURM_PROCID && exit 4\n'
+        "exit 0"
+    )
+    (id,) = slurm_site.submit("--num-nodes", "4", "--", "/bin/sh", "-c", script)
+    first = tmp_path / "pids-1"
+    wait_until(
+        lambda: first.exists() and len(first.read_text().split()) == 4, 120, "four ranks run"
+    )
+    pilot = pilot_of(slurm_site, id)
+    names = slurm_cluster.run("squeue", "--steps", "--noheader", "--format=%j").stdout.split()
+    assert step_name(id, 1) in names
+    before = processes_of(id)
+    directory = slurm_site.site.run_dir / "allocations" / pilot.allocation / pilot.id
+    os.kill(worker_of(directory, keys.GANG), signal.SIGKILL)
+    ran_twice(slurm_site, id)
+    assert not {pid for pid in before if procs.identity(pid)}
+    with slurm_site.store.read() as conn:
+        tries = queries.attempts(conn, id)
+    assert [one.reason for one in tries] == ["its worker died", ""]
+    assert {one.allocation for one in tries} == {pilot.allocation}, "its pilot went on"
 
 
 def worker_of(directory: Path, node: str) -> int:
