@@ -291,8 +291,8 @@ class Hosts(Staff):
             nodes = tuple(host.capacity for host in used)
             context = dataclasses.replace(self._context, nodes=nodes)
             worker = WorkerContext(context, keys.GANG, nodes)
-            abandon = self._sweeping.abandon
-            self._gang = Gang(worker, self._crew, self._sweep, abandon, self._before_fork)
+            sweeps = (self._sweep, self._sweeping.abandon)
+            self._gang = Gang(worker, self._crew, *sweeps, self._before_fork)
             self._gang.start()
 
     def _sweep(
@@ -303,12 +303,10 @@ class Hosts(Staff):
         grace: float,
         done: Done,
     ) -> int:
-        hosts = [host for host in self._hosts.values() if nodes is None or host.name in nodes]
+        every = self._hosts.values()
+        hosts = [one for one in every if (one.used if nodes is None else one.name in nodes)]
         hosts = [host for host in hosts if host.channel is not None or not host.taken]
-        if nodes is None:
-            hosts = [host for host in hosts if host.used]
-        names = [host.name for host in hosts]
-        order = self._sweeping.begin(names, marks, attempts, grace, done)
+        order = self._sweeping.begin([one.name for one in hosts], marks, attempts, grace, done)
         for host in hosts:
             self._order_sweep(host, order)
         return order.number
