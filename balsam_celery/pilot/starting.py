@@ -27,6 +27,8 @@ _GRACE = 5.0
 #: not look for the library beside this Python, where the wheel of MPICH puts it.
 #: (https://mpi4py.readthedocs.io/en/stable/mpi4py.html, "MPI4PY_LIBMPI"; ``mpi4py/_mpiabi.py``)
 _LIBRARIES = {"openmpi": "libmpi.so.40", "mpich": "libmpi.so.12", "intelmpi": "libmpi.so.12"}
+#: Variable by which all that a launcher's process starts here is known.
+_MARK = "BALSAM_LAUNCH"
 _ABI_VARIABLE, _LIBRARY_VARIABLE = "MPI4PY_MPIABI", "MPI4PY_LIBMPI"
 
 
@@ -81,6 +83,8 @@ class NodeStart:
         if launcher.kind in _LIBRARIES and not told:
             environment[_LIBRARY_VARIABLE] = _library(launcher)
         serial = f"-{nodes[0]}-{time.time():.0f}" if again else ""
+        environment[_MARK] = f"{context.pilot}{serial}"
+        self.mark = f"{_MARK}={environment[_MARK]}"
         launch = launcher.launch(
             Ranks(
                 argv=_command(context, launcher, nodes, again=again, within=within),
