@@ -75,6 +75,19 @@ def test_what_ranks_leave_behind_ends_with_the_task(head: Service, tmp_path: Pat
     assert [pid for pid in found if procs.identity(pid)] == []
 
 
+def test_a_host_that_the_launcher_cannot_reach(cluster: Cluster, head: Service) -> None:
+    """The task fails, and nothing waits for it on the hosts that were reached."""
+    pilot = head.start([1, 1, 1], virtual=False)
+    wait_until(lambda: not cluster.proxies(), 20, "the start of the pilot is over")
+    cluster.cut("n2")
+    pilot.run(pilot.spec("gang", "/bin/true", shares=whole(pilot)), node=keys.GANG)
+    ended = head.ended("gang", timeout=60)
+    assert (ended.outcome, ended.exit_code) == ("exit", 255)
+    wait_until(lambda: not cluster.proxies(), 20, "nothing of the launcher is left anywhere")
+    pilot.run(pilot.spec("next", "/bin/true", shares=whole(pilot, "n0", "n1")), node=keys.GANG)
+    assert head.ended("next", timeout=60).exit_code == 0
+
+
 def test_cores_come_free_only_when_every_node_has_confirmed(head: Service, tmp_path: Path) -> None:
     """A keeper that does not answer holds them; the other tasks of the pilot go on."""
     pilot = head.start([1, 1, 1], virtual=False)
