@@ -78,7 +78,7 @@ def end_killed(
     Returns:
         The others that wait for a step: the transitions worker has to end it first (R8).
     """
-    waiting = [Pending(row, step) for row in doomed if (step := awaited(row)) is not None]
+    waiting = _awaiting(doomed)
     over = [one for one in waiting if one.key not in outstanding.tried]
     if over:
         batch.load([one.row.id for one in over])
@@ -87,7 +87,7 @@ def end_killed(
             if case is not None and case.row.state is one.row.state is case.state:
                 transitions.end_killed(batch, case)
         settle(batch)
-    return [one for one in waiting if one not in over]
+    return [one for one in waiting if one.key in outstanding.tried]
 
 
 def advance(batch: Batch) -> list[Pending]:

@@ -104,9 +104,8 @@ def kill_batch(
         batch.load(below)
         doomed.update({id: batch.cases[id] for id in below if id not in doomed})
     living = [case for case in doomed.values() if case.state not in FINAL]
-    # of a step of the transitions worker only the service knows whether it runs
-    on_worker = [c for c in living if c.state in ON_PILOT or awaited(c.row) is not None]
-    at_once = [case for case in living if case not in on_worker]
+    on_worker = [case for case in living if _may_run(case)]
+    at_once = [case for case in living if not _may_run(case)]
     _request(batch, on_worker, reason)
     attempts = queries.last_attempts(batch.conn, [c.row.id for c in at_once if c.attempt])
     for case in at_once:
@@ -120,6 +119,11 @@ def kill_batch(
         )  # fmt: skip
     settle(batch)
     return Answer(tuple(c.row.id for c in at_once), tuple(c.row.id for c in on_worker), refused)
+
+
+def _may_run(case: Case) -> bool:
+    # of a step of the transitions worker only the service knows whether it was sent
+    return case.state in ON_PILOT or awaited(case.row) is not None
 
 
 def _request(batch: Batch, cases: Collection[Case], reason: str) -> None:

@@ -243,4 +243,6 @@ def test_claim(service: Service, taken: bool) -> None:
             assert pilot.wait_ended() == 0, "a second incarnation of one job fences the first"
     finally:
         second.send_signal(signal.SIGTERM)
+        # its last word is acknowledged, or it would wait for that
+        wait_until(lambda: service.look() or second.poll() is not None, 60, "the second ends")
         second.communicate(timeout=60)
