@@ -2,7 +2,8 @@
 
 One line per entry, ``CRC32 JSON``, appended with one ``write``::
 
-    ["received", [[id, attempt], …]]     the worker has these; it owes an outcome for each
+    ["received", [[id, attempt], …]]     the worker has these; it owes an outcome for each. One that
+                                         spans nodes names them: [id, attempt, [node, …]]
     ["ended", number, {an Ended record}]
     ["acked", [number, …]]               the service has recorded these
     ["seen", {id: attempt, …}]           written by a compaction only: attempts of the past
@@ -19,7 +20,7 @@ import os
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def read_unended(path: Path) -> list[Attempt]:
     for entry in _entries(path):
         match entry:
             case ["received", attempts]:
-                held.update(((task, attempt), None) for task, attempt in attempts)
+                held.update(((task, attempt), None) for task, attempt, *_ in attempts)
             case ["ended", _, record]:
                 held.pop((record["id"], record["attempt"]), None)
     return list(held)
@@ -91,6 +92,10 @@ def _line(entry: Sequence[object]) -> bytes:
     return _checksum(text) + b" " + text + b"\n"
 
 
+def _received_line(attempts: Mapping[Attempt, tuple[str, ...]]) -> bytes:
+    return _line(["received", [(*key, nodes) if nodes else key for key, nodes in attempts.items()]])
+
+
 def _ended_line(number: int, record: str) -> bytes:
     text = f'["ended",{number},{record}]'.encode()
     return _checksum(text) + b" " + text + b"\n"
@@ -103,20 +108,20 @@ class Outbox:
         path: the file; an earlier life's entries are taken up.
 
     Attributes:
-        lost: attempts that an earlier life received and never ended; no process of them lives
-            when this is opened, so their owner ends them as ``lost``.
+        lost: attempts that an earlier life received and never ended, for their owner to end as
+            ``lost`` once no process of them lives; with the nodes of those that span several.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
-        self._held: dict[Attempt, None] = {}
+        self._held: dict[Attempt, tuple[str, ...]] = {}  # with its nodes, if it spans several
         self._unacked: dict[int, tuple[Attempt, str]] = {}
         self._seen: OrderedDict[str, int] = OrderedDict()
         self._next = 1
         if path.exists():
             self._replay()
-        self.lost: list[Attempt] = list(self._held)
+        self.lost = dict(self._held)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._size = os.fstat(self._file).st_size
         self._mend_end()
@@ -127,8 +132,8 @@ class Outbox:
         for entry in _entries(self.path):
             match entry:
                 case ["received", attempts]:
-                    for task, attempt in attempts:
-                        self._held[(task, attempt)] = None
+                    for task, attempt, *spanned in attempts:
+                        self._held[(task, attempt)] = tuple(*spanned)
                         self._remember(task, attempt)
                 case ["ended", number, record]:
                     key = (record["id"], record["attempt"])
@@ -167,18 +172,25 @@ class Outbox:
         while len(self._seen) > REMEMBERED:
             self._seen.popitem(last=False)
 
-    def receive(self, attempts: Iterable[Attempt]) -> list[Attempt]:
-        """Take charge of attempts; returns those that are new here, never seen before."""
+    def receive(
+        self, attempts: Iterable[Attempt], nodes: Mapping[Attempt, tuple[str, ...]] | None = None
+    ) -> list[Attempt]:
+        """Take charge of attempts; returns those that are new here, never seen before.
+
+        Args:
+            attempts: (task, number) each.
+            nodes: of those that span several.
+        """
         with self._lock:
-            new = []
+            new = {}
             for task, attempt in attempts:
                 if attempt > self._seen.get(task, 0):
-                    new.append((task, attempt))
-                    self._held[(task, attempt)] = None
+                    new[(task, attempt)] = nodes.get((task, attempt), ()) if nodes else ()
                     self._remember(task, attempt)
             if new:
-                self._write(_line(["received", new]), sync=False)
-            return new
+                self._held.update(new)
+                self._write(_received_line(new), sync=False)
+            return list(new)
 
     def end(self, outcomes: Sequence[Ended]) -> list[tuple[int, str]]:
         """Keep outcomes; returns (number, JSON) of each, ready to be sent."""
@@ -245,7 +257,7 @@ class Outbox:
         """Write anew what is alive; the old file stays if that fails."""
         lines = [_line(["seen", dict(self._seen)]), _line(["acked", [self._next - 1]])]
         if self._held:
-            lines.append(_line(["received", list(self._held)]))
+            lines.append(_received_line(self._held))
         lines += [_ended_line(number, text) for number, (_, text) in self._unacked.items()]
         fresh = self.path.with_suffix(".new")
         try:

@@ -174,7 +174,8 @@ class WorkerLost:
 
     ``restarted`` tells whether a new one took its queue; else its node is lost. ``confirmed``: no
     process of its attempts lives, and all outcomes that it kept were sent before this. Without
-    that its node does not answer: nothing more is known of its attempts.
+    that its node does not answer: nothing more is known of its attempts. A new one tells itself
+    what became of each attempt, of those on a silent node later.
     """
 
     pilot: str

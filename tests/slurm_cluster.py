@@ -136,12 +136,13 @@ class SlurmCluster:
 
     def processes(self) -> set[int]:
         """Pids of all processes of this cluster: daemons, clients, steps and what they started."""
-        wanted = f"SLURM_CONF={self.configuration}".encode()
+        wanted = f"SLURM_CONF={self.directory}/".encode()
         daemons = [self._munged, self._controller, *self._nodes.values()]
         found = {one.pid for one in daemons if one is not None and one.poll() is None}
         for pid in _pids():
             with contextlib.suppress(OSError):  # it ended, or it is not ours
-                if wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+                if any(entry.startswith(wanted) for entry in environment):
                     found.add(pid)
         return (found | _descendants(found)) - {os.getpid()}
 
@@ -200,8 +201,20 @@ class SlurmCluster:
 
     def _start_node(self, name: str) -> None:
         self._nodes[name] = self._spawn(
-            "slurmd", "-D", "-N", name, "-f", str(self.configuration), below=_NODE
+            "slurmd", "-D", "-N", name, "-f", str(self._node_configuration(name)), below=_NODE
         )
+
+    def _node_configuration(self, name: str) -> Path:
+        """The cluster's, with an ``mpi.conf`` beside it that is the node's own.
+
+        The nodes have one ``/tmp``, where the PMIx of each would make the same directory.
+        """
+        directory = self.directory / "spool" / name
+        (directory / "mpi.conf").write_text(f"PMIxCliTmpDirBase={directory}\n", encoding="utf-8")
+        link = directory / self.configuration.name
+        link.unlink(missing_ok=True)
+        link.symlink_to(self.configuration)
+        return link
 
     def _spawn(
         self, program: str, *arguments: str, below: tuple[str, ...] = ()

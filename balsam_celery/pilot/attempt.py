@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from balsam_celery.pilot.ending import Launched
 
 
+def attempt_brand(task: str, attempt: int) -> str:
+    """Name of an attempt for ``balsam_celery.brands``, and in its marks."""
+    return f"{task}/{attempt}"
+
+
 def attempt_mark(brand: str) -> str:
     """Environment entry of every process of an attempt, its launcher's too."""
     return f"BALSAM_ATTEMPT_MARK={brand}"
@@ -80,7 +85,7 @@ class Attempt:
     @property
     def brand(self) -> str:
         """Name of the attempt for ``balsam_celery.brands``."""
-        return f"{self.spec.id}/{self.spec.attempt}"
+        return attempt_brand(*self.key)
 
     @property
     def quarry(self) -> Quarry:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from balsam_celery import keys
 from balsam_celery.outbox import read_unended
+from balsam_celery.pilot.attempt import attempt_brand
 from balsam_celery.resources import NodeCapacity
 from balsam_celery.site import Site
 from balsam_celery.wire import Outcome
@@ -61,11 +62,20 @@ class PilotContext:
 
 @dataclass(frozen=True, slots=True)
 class WorkerContext:
-    """One worker of a pilot; ``node`` is its node's name or ``keys.GANG``."""
+    """One worker of a pilot.
+
+    Attributes:
+        pilot: whose.
+        node: its node's name or ``keys.GANG``.
+        nodes: what it has.
+        silent: of those the ones that nobody could ask when it was started in place of one that
+            died: what that had on them may live.
+    """
 
     pilot: PilotContext
     node: str
     nodes: tuple[NodeCapacity, ...]
+    silent: frozenset[str] = frozenset()
 
     @property
     def queue(self) -> str:
@@ -93,7 +103,7 @@ class WorkerContext:
 
         Only of a worker that does not live: its outbox is read.
         """
-        return tuple(f"{task}/{attempt}" for task, attempt in self.unended)
+        return tuple(attempt_brand(*key) for key in self.unended)
 
     @property
     def unended(self) -> tuple[tuple[str, int], ...]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from balsam_celery.outbox import Outbox
 from balsam_celery.pilot.attempt import Attempt
 from balsam_celery.pilot.courier import Courier
+from balsam_celery.pilot.earlier import Earlier
 from balsam_celery.pilot.pool import AttemptPool
 from balsam_celery.wire import Ended, KillAsked, KillOrder, TaskSpec
 
@@ -18,14 +19,22 @@ logger = logging.getLogger(__name__)
 class Desk:
     """Decides, for one worker, what a message leads to; called on Celery's thread only."""
 
-    def __init__(self, outbox: Outbox, pool: AttemptPool, courier: Courier) -> None:
+    def __init__(
+        self, outbox: Outbox, pool: AttemptPool, courier: Courier, earlier: Earlier
+    ) -> None:
         self._outbox = outbox
         self._pool = pool
         self._courier = courier
+        self._earlier = earlier
 
     def run(self, specs: Sequence[TaskSpec]) -> None:
         """Run what has not been seen here before; each attempt runs once at the most."""
-        new = set(self._outbox.receive([(spec.id, spec.attempt) for spec in specs]))
+        spans = {
+            (spec.id, spec.attempt): tuple(share.node for share in spec.shares)
+            for spec in specs
+            if len(spec.shares) > 1
+        }
+        new = set(self._outbox.receive([(spec.id, spec.attempt) for spec in specs], spans))
         attempts = []
         for spec in specs:
             if (spec.id, spec.attempt) in new:
@@ -39,7 +48,10 @@ class Desk:
     def kill(self, order: KillOrder) -> None:
         """Carry out a kill order; its answer is always an outcome (see :class:`KillOrder`)."""
         key = (order.id, order.attempt)
-        if not self._pool.condemn([(key, "killed", order.reason)], waiting_only=order.waiting_only):
+        unknown = self._pool.condemn(
+            [(key, "killed", order.reason)], waiting_only=order.waiting_only
+        )
+        if not unknown or self._earlier.holds(key):
             return
         fenced = self._outbox.receive([key])
         if not fenced and self._courier.again(*key):

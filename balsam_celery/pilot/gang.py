@@ -6,7 +6,8 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 
 from balsam_celery.launchers.steps import end_step
 from balsam_celery.pilot.attempt import attempt_mark, rank_mark
@@ -32,8 +33,10 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between tries to make sure that a job step has ended.
 _STEP_PAUSE = 1.0
-#: Sweeps nodes: (nodes, or ``None`` for all; marks; attempts; grace; told at the end).
-SweepNodes = Callable[[tuple[str, ...] | None, tuple[str, ...], tuple[str, ...], float, Done], None]
+#: Sweeps nodes: (nodes, or ``None`` for all; marks; attempts; grace; told at the end) → number.
+SweepNodes = Callable[[tuple[str, ...] | None, tuple[str, ...], tuple[str, ...], float, Done], int]
+#: Forgets the sweep of a number for which only certain nodes are waited for, if it is so.
+Abandon = Callable[[int, Collection[str]], bool]
 
 
 class Gang:
@@ -43,6 +46,7 @@ class Gang:
         context: the worker.
         crew: of this process; gets one more member.
         sweep: ends processes on other nodes.
+        abandon: lets a sweep be.
         before_fork: see :class:`Crew`.
     """
 
@@ -51,10 +55,12 @@ class Gang:
         context: WorkerContext,
         crew: Crew,
         sweep: SweepNodes,
+        abandon: Abandon,
         before_fork: Callable[[], Iterable[int]],
     ) -> None:
         self._crew = crew
         self._sweep = sweep
+        self._abandon = abandon
         self._before_fork = before_fork
         self._context = context
         self._member = Member(context)
@@ -64,6 +70,7 @@ class Gang:
         self._cleaning = self._hopeless = False
         self._reason = ""
         self._cleaner = 0  # pid of the child that does it
+        self._sweep_of_all = 0  # number of the sweep that follows
         self.stopping = False
         self.delivered = True
         self.given_up = False
@@ -78,8 +85,9 @@ class Gang:
         """No process of it lives, nor of what it ran, as far as can be known."""
         return self._member.pid is None and not self._cleaning
 
-    def start(self) -> None:
-        """Fork it."""
+    def start(self, silent: frozenset[str] = frozenset()) -> None:
+        """Fork it; what an earlier one had on ``silent`` nodes may live there."""
+        self._member.context = replace(self._context, silent=silent)
         here, there = socket.socketpair()
         self._channel = Channel(here, PAIR_TOKEN, "head")
         with there:
@@ -193,7 +201,7 @@ class Gang:
             self._clean()
             return
         mark, brands = self._context.mark, self._context.brands
-        self._sweep(None, (mark,), brands, 0.0, self._swept)
+        self._sweep_of_all = self._sweep(None, (mark,), brands, 0.0, self._swept)
 
     def _swept(self, unconfirmed: str) -> None:
         """All nodes have confirmed, or nobody will."""
@@ -203,9 +211,7 @@ class Gang:
         if self.stopping:
             if self._context.unended:
                 self.delivered = False  # nobody has told of their end
-        elif unconfirmed:
-            self._give_up()
-        elif self._hopeless or self.given_up:
+        elif self._hopeless:
             self._give_up()
             self._losses.append(Loss(self._context, self._reason, "gone"))
         else:
@@ -218,12 +224,19 @@ class Gang:
             self.given_up = True
             self._losses.append(Loss(self._context, self._reason, "unknown"))
 
-    def cannot_be_cleaned(self) -> list[Loss]:
-        """A node of its cannot be asked: it does not come back, and its attempts stay its own.
+    def cannot_be_cleaned(self, silent: frozenset[str]) -> list[Loss]:
+        """Nobody can ask some nodes: it comes back without their word.
 
-        They come back when the scheduler has given that node up, like all that ran there.
+        What it had there stays its own until somebody knows, or the scheduler has given them up.
+        One that does not come back waits for that too.
         """
         if self._cleaning and not self.stopping:
-            self._give_up()
+            if self._hopeless:
+                self._give_up()
+            elif self._abandon(self._sweep_of_all, silent):
+                logger.error("worker %s: not swept: %s", self._context.name, ", ".join(silent))
+                self._cleaning = False
+                self._losses.append(Loss(self._context, self._reason, "restarted"))
+                self.start(silent)
         losses, self._losses = self._losses, []
         return losses

@@ -118,8 +118,8 @@ class Hosts(Staff):
         self._beat()
         if self._gang is not None:
             self._losses += self._gang.turn(others)
-            if any(host.silent for host in self._hosts.values()):
-                self._losses += self._gang.cannot_be_cleaned()
+            if silent := frozenset(host.name for host in self._hosts.values() if host.silent):
+                self._losses += self._gang.cannot_be_cleaned(silent)
         if not self._stopping and not self._decided and self._gathering.over():
             self._decide()
         self._launches.start_queued()
@@ -291,7 +291,8 @@ class Hosts(Staff):
             nodes = tuple(host.capacity for host in used)
             context = dataclasses.replace(self._context, nodes=nodes)
             worker = WorkerContext(context, keys.GANG, nodes)
-            self._gang = Gang(worker, self._crew, self._sweep, self._before_fork)
+            sweeps = (self._sweep, self._sweeping.abandon)
+            self._gang = Gang(worker, self._crew, *sweeps, self._before_fork)
             self._gang.start()
 
     def _sweep(
@@ -301,15 +302,14 @@ class Hosts(Staff):
         attempts: tuple[str, ...],
         grace: float,
         done: Done,
-    ) -> None:
-        hosts = [host for host in self._hosts.values() if nodes is None or host.name in nodes]
+    ) -> int:
+        every = self._hosts.values()
+        hosts = [one for one in every if (one.used if nodes is None else one.name in nodes)]
         hosts = [host for host in hosts if host.channel is not None or not host.taken]
-        if nodes is None:
-            hosts = [host for host in hosts if host.used]
-        names = [host.name for host in hosts]
-        order = self._sweeping.begin(names, marks, attempts, grace, done)
+        order = self._sweeping.begin([one.name for one in hosts], marks, attempts, grace, done)
         for host in hosts:
             self._order_sweep(host, order)
+        return order.number
 
     def _order_sweep(self, host: Host, order: link.Sweep) -> None:
         if host.name == self._context.nodes[0].name and order.grace > 0:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from balsam_celery.errors import BalsamError
 from balsam_celery.launchers import Launcher
+from balsam_celery.pilot.agents import end_agents
 from balsam_celery.pilot.context import PilotContext
 from balsam_celery.pilot.crew import Crew
 from balsam_celery.pilot.host import Host
@@ -115,6 +116,8 @@ class Launches:
             self._killed.append(start)
         said = f": {start.last_line}" if start.last_line else ""
         failed = how != "exit status 0"
+        if failed and not start.stays:
+            end_agents(start.mark)
         for name in start.nodes:
             host = self._hosts[name]
             if host.channel is not None or host.lost:

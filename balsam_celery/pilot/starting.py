@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from balsam_celery.errors import SettingsError
 from balsam_celery.launchers import Launcher, Ranks, find_launcher
@@ -21,9 +22,13 @@ logger = logging.getLogger(__name__)
 _LINE = 4000
 #: Seconds between TERM and KILL for a launcher that is to end.
 _GRACE = 5.0
-#: Which build of mpi4py's module belongs to the ranks of which launcher, where that is certain.
-#: (https://mpi4py.readthedocs.io/en/stable/mpi4py.html, "MPI4PY_MPIABI")
-_ABI = {"openmpi": "openmpi", "mpich": "mpich", "intelmpi": "mpich"}
+#: Which library belongs to the ranks of which launcher, where that is certain. From the library
+#: mpi4py tells which build of its module to load; told the build alone ("MPI4PY_MPIABI"), it would
+#: not look for the library beside this Python, where the wheel of MPICH puts it.
+#: (https://mpi4py.readthedocs.io/en/stable/mpi4py.html, "MPI4PY_LIBMPI"; ``mpi4py/_mpiabi.py``)
+_LIBRARIES = {"openmpi": "libmpi.so.40", "mpich": "libmpi.so.12", "intelmpi": "libmpi.so.12"}
+#: Variable by which all that a launcher's process starts here is known.
+_MARK = "BALSAM_LAUNCH"
 _ABI_VARIABLE, _LIBRARY_VARIABLE = "MPI4PY_MPIABI", "MPI4PY_LIBMPI"
 
 
@@ -74,9 +79,12 @@ class NodeStart:
         secret = settings.redis.url_env
         if secret in os.environ:
             environment[secret] = os.environ[secret]
-        if launcher.kind in _ABI and not os.environ.keys() & {_ABI_VARIABLE, _LIBRARY_VARIABLE}:
-            environment[_ABI_VARIABLE] = _ABI[launcher.kind]
+        told = os.environ.keys() & {_ABI_VARIABLE, _LIBRARY_VARIABLE}
+        if launcher.kind in _LIBRARIES and not told:
+            environment[_LIBRARY_VARIABLE] = _library(launcher)
         serial = f"-{nodes[0]}-{time.time():.0f}" if again else ""
+        environment[_MARK] = f"{context.pilot}{serial}"
+        self.mark = f"{_MARK}={environment[_MARK]}"
         launch = launcher.launch(
             Ranks(
                 argv=_command(context, launcher, nodes, again=again, within=within),
@@ -183,6 +191,14 @@ class NodeStart:
     def end_step(self) -> bool:
         """Make sure of the end of the job step that it made; may take seconds."""
         return not self._step or self._launcher.end_step(self._step, self._environment)
+
+
+def _library(launcher: Launcher) -> str:
+    """Where its MPI's library may be: beside the launcher, else where the loader looks."""
+    name = _LIBRARIES[launcher.kind]
+    installed = Path(launcher.path).parent.parent
+    places = (installed / "lib" / name, installed / "lib64" / name, name)
+    return os.pathsep.join(map(str, places))
 
 
 def _unblock() -> None:

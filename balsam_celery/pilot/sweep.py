@@ -11,7 +11,7 @@ import socket
 import threading
 from collections.abc import Callable
 
-from balsam_celery.pilot.attempt import Attempt
+from balsam_celery.pilot.attempt import Attempt, attempt_brand
 from balsam_celery.pilot.channel import Channel, ChannelBroken
 from balsam_celery.pilot.link import AskSweep, NodeLost, SweepDone, ToGang, decode_message, encode
 from balsam_celery.pilot.signals import wait
@@ -53,19 +53,24 @@ class Sweeper(threading.Thread):
             "", or, when the pilot ends, what was not confirmed.
         """
         nodes = tuple(share.node for share in attempt.spec.shares)
+        return self.sweep_nodes(attempt.key, nodes, grace)
+
+    def sweep_nodes(self, key: tuple[str, int], nodes: tuple[str, ...], grace: float) -> str:
+        """:meth:`sweep` of the attempt ``key`` on these nodes."""
+        brand = attempt_brand(*key)
         with self._lock:
             self._number += 1
             number = self._number
             if not self._broken:
                 try:
-                    self._channel.send(encode(AskSweep(number, attempt.brand, nodes, grace)))
+                    self._channel.send(encode(AskSweep(number, brand, nodes, grace)))
                 except ChannelBroken:
                     self._broken = _GONE
             self._lock.wait_for(lambda: number in self._answers or self._broken)
             unconfirmed = self._answers.pop(number, self._broken)
             if unconfirmed:
-                logger.error("attempt %s: %s", attempt.brand, unconfirmed)
-                self._unconfirmed.add(attempt.key)
+                logger.error("attempt %s: %s", brand, unconfirmed)
+                self._unconfirmed.add(key)
             return unconfirmed
 
     def unconfirmed(self, key: tuple[str, int]) -> bool:

@@ -63,6 +63,14 @@ class Sweeping:
             del self._open[number]
             one.done("")
 
+    def abandon(self, number: int, silent: Collection[str]) -> bool:
+        """Forget a sweep for which only these nodes are waited for; tells whether it was so."""
+        one = self._open.get(number)
+        if one is None or not one.waiting <= set(silent):
+            return False
+        del self._open[number]
+        return True
+
     def give_up(self, silent: Collection[str]) -> None:
         """End the sweeps for which only these nodes, which nobody can ask, are waited for."""
         for number, one in list(self._open.items()):

@@ -9,7 +9,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,6 +24,7 @@ from balsam_celery.pilot.consumer import PilotConsumer
 from balsam_celery.pilot.context import Parent, WorkerContext
 from balsam_celery.pilot.courier import Courier
 from balsam_celery.pilot.desk import Desk
+from balsam_celery.pilot.earlier import Earlier
 from balsam_celery.pilot.link import NodeLost
 from balsam_celery.pilot.pool import AttemptPool
 from balsam_celery.pilot.process import Spawner
@@ -133,7 +133,13 @@ def _live(
             courier.put(ended, idle)
 
     pool.attach(slots, runner.run, runner.ending, report)
-    desk = worker.desk = Desk(outbox, pool, courier)
+    earlier = Earlier(
+        outbox.lost,
+        context.silent,
+        sweeper.sweep_nodes if sweeper else None,
+        lambda ended: courier.put(ended, True),
+    )
+    desk = worker.desk = Desk(outbox, pool, courier, earlier)
     strategy.register(app, desk)
     stopped = threading.Event()
 
@@ -152,8 +158,7 @@ def _live(
     if sweeper is not None:
         sweeper.start()
     courier.start()
-    for task, attempt in outbox.lost:
-        courier.put(Ended(task, attempt, "lost", "its worker died", ended=time.time()), True)
+    earlier.end()
     watchdog.start()
     worker.start()
     status: int | None = celery_state.should_stop

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, or_, select
+from sqlalchemy import Connection, and_, or_, select
 
 from balsam_celery.store import schema
 from balsam_celery.store.rows import AllocationState
@@ -39,19 +39,22 @@ def pauses(conn: Connection, queue: str, now: float) -> Pause | None:
     """The queue's newest allocations were refused, never could start, or ended unused, of late.
 
     Without such a pause an allocation that cannot start its pilot would be asked for for ever.
-    One that was cancelled tells nothing about its queue, unless it was used.
+    One that was cancelled, or has not ended yet, tells nothing about its queue, unless it was used.
     """
     table, pilot = schema.allocation.c, schema.pilot.c
     used = select(pilot.id).where(pilot.allocation == table.id).exists()
     newest = (
-        select(table.state, table.created, table.ended, table.reason, used.label("used"))
-        .where(table.queue == queue, or_(table.cancel_requested.is_(None), used))
+        select(table.created, table.ended, table.reason, used.label("used"))
+        .where(
+            table.queue == queue,
+            or_(used, and_(table.cancel_requested.is_(None), table.state.in_(_OVER))),
+        )
         .order_by(table.created.desc())
         .limit(_NEWEST)
     )
     failures, last, reason = 0, 0.0, ""
     for row in conn.execute(newest):
-        if row.used or row.state not in _OVER:
+        if row.used:
             break
         failures += 1
         last = max(last, row.ended if row.ended is not None else row.created)

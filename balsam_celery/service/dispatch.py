@@ -70,9 +70,15 @@ class Dispatcher:
         self._told.clear()
         self._recalled.clear()
 
-    def hooks(self, pending: Collection[hooks.Pending]) -> None:
+    def end_hooks(self, pending: Collection[hooks.Pending], now: float) -> None:
+        """Let the transitions worker end steps."""
+        if pending:
+            ids = [one.message_id for one in pending]
+            kill.end_steps(self._app, self._publisher, ids, now)
+
+    def hooks(self, pending: Collection[hooks.Pending], now: float) -> None:
         """Send steps to the transitions worker."""
-        hooks.send(self._publisher, pending, self._run_dir)
+        hooks.send(self._publisher, pending, self._run_dir, now)
 
     def kill(self, programs: Collection[TaskRow], steps: Collection[TaskRow]) -> None:
         """Send kill orders; steps are revoked on the tasks worker."""

@@ -32,7 +32,6 @@ from balsam_celery.service.record import Recorded, record
 from balsam_celery.settings import Settings
 from balsam_celery.site import Site
 from balsam_celery.store.engine import Store
-from balsam_celery.store.rows import TaskRow
 from balsam_celery.wire import Record, Wake, WorkerLost
 
 log = logging.getLogger(__name__)
@@ -183,6 +182,7 @@ class Engine(threading.Thread):
             with self._store.read() as conn:
                 pending = hooks.pending(conn, self._store.clock())
             self.outstanding.sent = {one.key: self._store.clock() for one in pending}
+            self.outstanding.tried = set(self.outstanding.sent)
         self._on_lead(leads)
 
     def _receive(self, letters: Letters) -> None:
@@ -241,13 +241,15 @@ class Engine(threading.Thread):
 
         def step(
             conn: Connection,
-        ) -> tuple[Batch, list[hooks.Pending], place.Placed, tuple[list[TaskRow], list[TaskRow]]]:
+        ) -> tuple[Batch, kill.Doomed, list[hooks.Pending], list[hooks.Pending], place.Placed]:
             batch = Batch(conn, now, WHO)
+            doomed = self._kills.due(conn, now)
+            ending = hooks.end_killed(batch, doomed.between, self.outstanding)
             pending = hooks.advance(batch)
             placed = place.start(conn, before, self._limits, now=now, who=WHO, ahead=ahead)
-            return batch, pending, placed, self._kills.due(conn, now)
+            return batch, doomed, ending, pending, placed
 
-        batch, pending, placed, (doomed, steps) = self.leadership.run(step)
+        batch, doomed, ending, pending, placed = self.leadership.run(step)
         self._journal.write(placed.decision)
         self._ledger = placed.ledger
         self._looked = now
@@ -256,8 +258,12 @@ class Engine(threading.Thread):
         self.courier.tell((*batch.changes, *placed.changes))
         self._out.flush()
         unsent = self.outstanding.unsent(pending)
-        self._out.hooks(unsent)
+        self.outstanding.tried |= {one.key for one in unsent}
+        self._out.hooks(unsent, now)
         self.outstanding.sent.update({one.key: now for one in unsent})
         self._out.recall(placed.recalled)
-        self._out.kill(doomed, steps)
-        self._kills.sent((*doomed, *steps), now)
+        self._out.kill(doomed.programs, doomed.steps)
+        ending = [one for one in ending if one.row.id in doomed.due]
+        self._out.end_hooks(ending, now)
+        ordered = (*doomed.programs, *doomed.steps, *(one.row for one in ending))
+        self._kills.sent(ordered, now)

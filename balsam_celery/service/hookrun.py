@@ -5,8 +5,10 @@ from __future__ import annotations
 import glob
 import shutil
 import subprocess
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +21,48 @@ VERDICTS = ("restart", "finish", "fail")
 _TAIL = 4096
 #: Seconds between TERM and KILL.
 _GRACE = 5.0
+#: Seconds between looks whether a running program is to be killed.
+_LOOK = 0.2
+#: Seconds for which an order to end a step holds; it is repeated as long as it is wanted.
+_HOLDS = 60.0
 
 
-def run(order: Mapping[str, Any], environ: Mapping[str, str], timeout: float) -> TransitionEnded:
+class Killed:
+    """Steps that are to be ended, by the ids of their messages; safe between threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._told: dict[str, tuple[float, float]] = {}  # order's time, its end by our own clock
+
+    def add(self, ids: Collection[str], now: float) -> None:
+        """End these, if their messages were sent before ``now`` (by the service's clock)."""
+        ours = time.monotonic()
+        with self._lock:
+            self._told = {id: told for id, told in self._told.items() if told[1] > ours}
+            self._told.update(dict.fromkeys(ids, (now, ours + _HOLDS)))
+
+    def has(self, id: str, sent: float) -> bool:
+        """Tell whether the step whose message was sent then is to be ended."""
+        with self._lock:
+            told = self._told.get(id)
+        return told is not None and sent <= told[0] and time.monotonic() < told[1]
+
+
+def run(
+    order: Mapping[str, Any],
+    environ: Mapping[str, str],
+    timeout: float,
+    killed: Callable[[], bool] = lambda: False,
+) -> TransitionEnded:
     """Do what ``order`` (from ``service.hooks.order``) says.
+
+    When this returns no process of the step lives.
 
     Args:
         order: the step; JSON values.
         environ: variables for programs, without secrets.
         timeout: seconds; a program that takes longer is killed.
+        killed: tells whether the step is to be ended; copying goes on to its end.
 
     Returns:
         What to report; whatever goes wrong is in its ``reason``.
@@ -35,12 +70,15 @@ def run(order: Mapping[str, Any], environ: Mapping[str, str], timeout: float) ->
     step = order["step"]
     verdict = None
     try:
-        if step == "stage_in":
+        if order.get("killed") or killed():
+            procs.end(_quarry(order), grace=_GRACE)
+            reason = f"{step}: killed"
+        elif step == "stage_in":
             reason = _stage_in(order["hook"], Path(order["staged"]))
         elif step == "stage_out":
             reason = _stage_out(order["hook"], Path(order["work_dir"]))
         else:
-            reason, verdict = _program(order, environ, timeout)
+            reason, verdict = _program(order, environ, timeout, killed)
     except OSError as error:
         reason = f"{step}: {error.strerror or error}: {error.filename}"
     return TransitionEnded(
@@ -100,8 +138,19 @@ def _copy(source: str, target: Path, step: str) -> str:
     return ""
 
 
+def _mark(order: Mapping[str, Any]) -> str:
+    return f"BALSAM_HOOK={order['id']}.{order['attempt']}.{order['step']}"
+
+
+def _quarry(order: Mapping[str, Any]) -> procs.Quarry:
+    return procs.Quarry(marks=frozenset({_mark(order)}))
+
+
 def _program(
-    order: Mapping[str, Any], environ: Mapping[str, str], timeout: float
+    order: Mapping[str, Any],
+    environ: Mapping[str, str],
+    timeout: float,
+    killed: Callable[[], bool],
 ) -> tuple[str, str | None]:
     """Run a hook's program; returns what failed, and a handler's verdict."""
     step, task_dir = order["step"], Path(order["task_dir"])
@@ -121,10 +170,9 @@ def _program(
         "BALSAM_STAGED": order["staged"] or "",
     }
     # what an earlier life of this worker left of the same hook must not run beside it
-    mark = f"BALSAM_HOOK={order['id']}.{order['attempt']}.{step}"
-    quarry = procs.Quarry(marks=frozenset({mark}))
+    quarry = _quarry(order)
     procs.end(quarry, grace=0)
-    name, _, value = mark.partition("=")
+    name, _, value = _mark(order).partition("=")
     output = task_dir / f"{step}.{order['attempt']}.out"
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("wb") as file:
@@ -137,12 +185,15 @@ def _program(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    leaders = frozenset(filter(None, (procs.identity(process.pid),)))
     try:
-        code = process.wait(timeout)
+        code = _wait(process, timeout, killed)
+        if code is None:
+            return f"{step}: killed", None
     except subprocess.TimeoutExpired:
         return f"{step}: it took longer than {timeout:.0f} s", None
     finally:
-        procs.end(quarry, grace=_GRACE)
+        procs.end(replace(quarry, roots=leaders, sessions=leaders), grace=_GRACE)
         process.wait()
     last = _last_line(output)
     if code != 0:
@@ -153,6 +204,25 @@ def _program(
     if last not in VERDICTS:
         return f"handler: its last line is {last!r}, not one of {', '.join(VERDICTS)}", None
     return "", last
+
+
+def _wait(
+    process: subprocess.Popen[bytes], timeout: float, killed: Callable[[], bool]
+) -> int | None:
+    """The program's exit code; ``None``: it is to be killed.
+
+    Raises:
+        subprocess.TimeoutExpired: it takes too long.
+    """
+    deadline = time.monotonic() + timeout
+    while not killed():
+        left = deadline - time.monotonic()
+        try:
+            return process.wait(min(_LOOK, max(0.0, left)))
+        except subprocess.TimeoutExpired:
+            if left <= _LOOK:
+                raise
+    return None
 
 
 def _last_line(path: Path) -> str:

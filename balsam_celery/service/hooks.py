@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, select, text
 
 from balsam_celery import keys
+from balsam_celery.service import transitions
 from balsam_celery.service.cases import Batch
 from balsam_celery.service.publish import Publisher
 from balsam_celery.service.release import make_ready, settle
@@ -55,15 +56,38 @@ class Outstanding:
 
     Attributes:
         sent: when, by step.
+        tried: steps of which a message may have been sent at any time: somebody may run them.
     """
 
     sent: dict[StepKey, float] = field(default_factory=dict)
+    tried: set[StepKey] = field(default_factory=set)
 
     def unsent(self, pending: Collection[Pending]) -> list[Pending]:
         """Those of ``pending`` to be sent; steps that nobody waits for any more are forgotten."""
         waiting = {one.key for one in pending}
         self.sent = {key: time for key, time in self.sent.items() if key in waiting}
+        self.tried &= waiting
         return [one for one in pending if one.key not in self.sent]
+
+
+def end_killed(
+    batch: Batch, doomed: Collection[TaskRow], outstanding: Outstanding
+) -> list[Pending]:
+    """End tasks that are to be killed and whose step nobody runs.
+
+    Returns:
+        The others that wait for a step: the transitions worker has to end it first (R8).
+    """
+    waiting = _awaiting(doomed)
+    over = [one for one in waiting if one.key not in outstanding.tried]
+    if over:
+        batch.load([one.row.id for one in over])
+        for one in over:
+            case = batch.cases.get(one.row.id)
+            if case is not None and case.row.state is one.row.state is case.state:
+                transitions.end_killed(batch, case)
+        settle(batch)
+    return [one for one in waiting if one.key in outstanding.tried]
 
 
 def advance(batch: Batch) -> list[Pending]:
@@ -119,19 +143,25 @@ def _oldest(conn: Connection, condition: Any, now: float) -> dict[str, TaskRow]:
     return {row.id: TaskRow.of(row) for row in conn.execute(query).mappings()}
 
 
-def send(publisher: Publisher, pending: Collection[Pending], run_dir: Path) -> None:
+def send(publisher: Publisher, pending: Collection[Pending], run_dir: Path, now: float) -> None:
     """Send the messages of steps, each with all that the transitions worker needs.
+
+    Args:
+        publisher: sends.
+        pending: which.
+        run_dir: the site's.
+        now: seconds since the epoch.
 
     Raises:
         kombu.exceptions.OperationalError: Redis did not take them; send them again later.
     """
     for one in pending:
         publisher.task(
-            keys.TRANSITIONS_QUEUE, keys.TRANSITION, [order(one, run_dir)], id=one.message_id
+            keys.TRANSITIONS_QUEUE, keys.TRANSITION, [order(one, run_dir, now)], id=one.message_id
         )
 
 
-def order(one: Pending, run_dir: Path) -> dict[str, Any]:
+def order(one: Pending, run_dir: Path, now: float) -> dict[str, Any]:
     """What the transitions worker is told, as JSON values."""
     row = one.row
     staged = staged_dir(run_dir, row)
@@ -147,4 +177,7 @@ def order(one: Pending, run_dir: Path) -> dict[str, Any]:
         "staged": str(staged) if staged else None,
         "work_dir": row.work_dir,
         "environment": row.environment,
+        "sent": now,
+        # a step that was lost with its worker may have left something
+        "killed": row.kill_requested is not None,
     }

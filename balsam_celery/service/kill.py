@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from celery import Celery
@@ -24,8 +25,28 @@ _LIMIT = 2000
 #: Control command of the tasks worker: Celery's own revoke (every other ``revoke`` is forwarded
 #: to the service).
 REVOKE = "revoke_ordinary"
-#: Host names of tasks workers.
+#: Control command of the transitions worker: end steps, running ones too.
+END_STEPS = "end_steps"
+#: Host names of tasks workers and of transitions workers.
 _TASKS_WORKERS = f"{keys.TASKS_QUEUE}@*"
+_TRANSITIONS_WORKERS = f"{keys.TRANSITIONS_QUEUE}@*"
+
+
+@dataclass(frozen=True, slots=True)
+class Doomed:
+    """Tasks that are to be killed.
+
+    Attributes:
+        programs: on pilots, and their order is due.
+        steps: ordinary Celery tasks on the tasks worker, and their order is due.
+        between: all those that are on no worker of these.
+        due: of those the ids of which an order is due.
+    """
+
+    programs: list[TaskRow]
+    steps: list[TaskRow]
+    between: list[TaskRow]
+    due: frozenset[str]
 
 
 class Kills:
@@ -34,17 +55,18 @@ class Kills:
     def __init__(self) -> None:
         self._sent: dict[tuple[str, int], float] = {}
 
-    def due(self, conn: Connection, now: float) -> tuple[list[TaskRow], list[TaskRow]]:
-        """Tasks to be killed whose order is due: on pilots, and steps on the tasks worker."""
-        wanted = {
-            (row.id, row.attempt): row
-            for row in scans.kills_requested(conn, limit=_LIMIT)
-            if row.state in ON_PILOT
-        }
+    def due(self, conn: Connection, now: float) -> Doomed:
+        """Tasks to be killed, and those whose order is due."""
+        wanted = {(row.id, row.attempt): row for row in scans.kills_requested(conn, limit=_LIMIT)}
         self._sent = {key: time for key, time in self._sent.items() if key in wanted}
         due = [row for key, row in wanted.items() if now - self._sent.get(key, 0.0) >= REPEAT]
-        programs = [row for row in due if row.kind == "program" and row.pilot and row.shares]
-        return programs, [row for row in due if row.kind == "celery"]
+        on_worker = [row for row in due if row.state in ON_PILOT]
+        return Doomed(
+            [row for row in on_worker if row.kind == "program" and row.pilot and row.shares],
+            [row for row in on_worker if row.kind == "celery"],
+            [row for row in wanted.values() if row.state not in ON_PILOT],
+            frozenset(row.id for row in due),
+        )
 
     def sent(self, rows: Iterable[TaskRow], now: float) -> None:
         """The orders of ``rows`` went out."""
@@ -76,6 +98,21 @@ def send(publisher: Publisher, pilot: str, worker: str, orders: Sequence[KillOrd
     publisher.task(queue, keys.KILL, [[to_plain(one) for one in orders]])
 
 
+def end_steps(app: Celery[Any], publisher: Publisher, ids: Sequence[str], now: float) -> None:
+    """Let the transitions worker end steps, by the ids of their messages, or not begin them.
+
+    Args:
+        app: the Celery application.
+        publisher: whose connection is used.
+        ids: which.
+        now: seconds since the epoch; messages that are sent later are not meant.
+
+    Raises:
+        kombu.exceptions.OperationalError: Redis did not take it; send it again later.
+    """
+    _broadcast(app, publisher, END_STEPS, _TRANSITIONS_WORKERS, {"ids": list(ids), "now": now})
+
+
 def revoke_ordinary(
     app: Celery[Any],
     publisher: Publisher,
@@ -96,15 +133,22 @@ def revoke_ordinary(
     Raises:
         kombu.exceptions.OperationalError: Redis did not take it; send it again later.
     """
+    arguments = {
+        "task_id": list(ids),
+        "terminate": terminate,
+        "attempts": dict(attempts or {}),
+    }
+    _broadcast(app, publisher, REVOKE, _TASKS_WORKERS, arguments)
+
+
+def _broadcast(
+    app: Celery[Any], publisher: Publisher, command: str, workers: str, arguments: dict[str, Any]
+) -> None:
     matcher: Any = "glob"  # its name, whatever the stubs say
     app.control.broadcast(
-        REVOKE,
-        arguments={
-            "task_id": list(ids),
-            "terminate": terminate,
-            "attempts": dict(attempts or {}),
-        },
-        pattern=_TASKS_WORKERS,
+        command,
+        arguments=arguments,
+        pattern=workers,
         matcher=matcher,
         connection=publisher.connection,
         reply=False,

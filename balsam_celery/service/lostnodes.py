@@ -49,7 +49,7 @@ def find(store: Store, scheduler: Scheduler, running: Mapping[str, Job]) -> list
     with store.read() as conn:
         pilots = [p for p in allocations.list_pilots(conn, LIVE_PILOTS) if p.allocation in running]
         used: defaultdict[str, set[str]] = defaultdict(set)
-        # a gang worker that starts again sweeps every node first, also those it has nothing on
+        # a gang worker that is given up is over once every node was swept, used by it or not
         spanned: set[str] = set()
         for row in scans.on_pilots(conn) if pilots else ():
             used[row.pilot or ""] |= {share["node"] for share in row.shares or ()}

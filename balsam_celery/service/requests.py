@@ -17,6 +17,7 @@ from balsam_celery.service import steps
 from balsam_celery.service.cases import Batch, Case
 from balsam_celery.service.outcome import outcome
 from balsam_celery.service.release import make_ready, settle
+from balsam_celery.service.transitions import awaited
 from balsam_celery.states import FINAL, ON_PILOT, State
 from balsam_celery.store import queries, schema
 from balsam_celery.store.engine import Store
@@ -33,7 +34,8 @@ class Answer:
 
     Attributes:
         done: ids that changed state in the transaction (also descendants).
-        requested: ids on a pilot or a worker; they end USER_KILLED once every process is gone.
+        requested: ids on a pilot or a worker, or whose staging or hook may run; they end
+            USER_KILLED once every process is gone.
         refused: reason by id for those that could not be served.
     """
 
@@ -101,8 +103,9 @@ def kill_batch(
         below = queries.descendants(batch.conn, list(named))
         batch.load(below)
         doomed.update({id: batch.cases[id] for id in below if id not in doomed})
-    on_worker = [c for c in doomed.values() if c.state in ON_PILOT]
-    at_once = [c for c in doomed.values() if c.state not in ON_PILOT and c.state not in FINAL]
+    living = [case for case in doomed.values() if case.state not in FINAL]
+    on_worker = [case for case in living if _may_run(case)]
+    at_once = [case for case in living if not _may_run(case)]
     _request(batch, on_worker, reason)
     attempts = queries.last_attempts(batch.conn, [c.row.id for c in at_once if c.attempt])
     for case in at_once:
@@ -116,6 +119,11 @@ def kill_batch(
         )  # fmt: skip
     settle(batch)
     return Answer(tuple(c.row.id for c in at_once), tuple(c.row.id for c in on_worker), refused)
+
+
+def _may_run(case: Case) -> bool:
+    # of a step of the transitions worker only the service knows whether it was sent
+    return case.state in ON_PILOT or awaited(case.row) is not None
 
 
 def _request(batch: Batch, cases: Collection[Case], reason: str) -> None:

@@ -33,10 +33,19 @@ def ended(batch: Batch, one: TransitionEnded) -> None:
         return
     if awaited(case.row) != one.step:
         return
+    if case.row.kill_requested is not None:
+        # whatever it did, no process of it lives any more
+        end_killed(batch, case)
+        return
     if not one.ok and one.step != "handler":
         fail(batch, case, one.reason or f"{one.step} failed")
         return
     _go_on(batch, case, one)
+
+
+def end_killed(batch: Batch, case: Case) -> None:
+    """End a task that is to be killed, waits for a step, and of which nothing runs."""
+    _finish(batch, case, State.USER_KILLED, case.row.kill_reason)
 
 
 def _go_on(batch: Batch, case: Case, one: TransitionEnded) -> None:

@@ -14,12 +14,13 @@ from typing import Any
 
 from celery import bootsteps
 from celery.worker.consumer.tasks import Tasks
+from celery.worker.control import control_command
 from redis.exceptions import RedisError
 
 from balsam_celery import keys
 from balsam_celery.celeryapp import ROLE_VARIABLE, app, current_site
 from balsam_celery.schedulers import make_scheduler
-from balsam_celery.service import hookrun
+from balsam_celery.service import hookrun, kill
 from balsam_celery.service.runtime import Service
 from balsam_celery.site import Site, connect_store
 from balsam_celery.tasks.connect import push
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 
 #: Shortest and longest pause, in seconds, while Redis takes no report.
 _PAUSES = (0.5, 10.0)
+#: Steps that the service wants to be ended here.
+_KILLED = hookrun.Killed()
 
 
 class ServiceStep(bootsteps.StartStopStep):
@@ -101,6 +104,13 @@ app.steps["worker"].add(ServiceStep)
 app.steps["consumer"].add(QueueStep)
 
 
+@control_command(name=kill.END_STEPS)
+def end_steps(state: Any, ids: list[str], now: float) -> dict[str, str]:
+    """End steps of staging and hooks, by the ids of their messages."""
+    _KILLED.add(ids, now)
+    return {"ok": "they are ended"}
+
+
 @app.task(name="balsam.pack", ignore_result=True)
 def pack() -> None:
     """Ask for the allocations that the backlog needs."""
@@ -126,7 +136,9 @@ def housekeep() -> None:
 def transition(order: dict[str, Any]) -> None:
     """Do one step of staging or one hook, and report it until Redis takes the report."""
     site = current_site()
-    ended = hookrun.run(order, _variables(site), site.settings.transitions.step_timeout)
+    id, sent = f"{order['id']}.{order['attempt']}.{order['step']}", order.get("sent", 0.0)
+    timeout = site.settings.transitions.step_timeout
+    ended = hookrun.run(order, _variables(site), timeout, lambda: _KILLED.has(id, sent))
     pause = _PAUSES[0]
     while True:
         try:

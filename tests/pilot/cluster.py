@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -18,14 +17,20 @@ from tests.redis_server import RedisServer
 
 #: As hydra calls ssh: ``-x HOST COMMAND…``, the command being one text for a shell.
 _SSH = """\
-#!/bin/sh
+#!/bin/bash
 while [ "${1#-}" != "$1" ]; do shift; done
 host=$1
 shift
 [ -e "%(hosts)s/$host.down" ] && exit 255
 wrapper="%(hosts)s/$host.wrapper"
-[ -e "$wrapper" ] && exec setsid --wait sh "$wrapper" "$*"
-exec setsid --wait sh -c "$*"
+[ -e "$wrapper" ] && command=(sh "$wrapper" "$*") || command=(sh -c "$*")
+# what runs there has a session, an environment and files of its own; this process lives as long
+(
+    for file in /proc/self/fd/*; do
+        [ "${file##*/}" -gt 2 ] && eval "exec ${file##*/}>&-"
+    done
+    exec env -i PATH="$PATH" setsid --wait "${command[@]}"
+)
 """
 _LAUNCHER = """
 [launcher]
@@ -61,15 +66,17 @@ class Cluster:
         file.write_text(text)
         self.site: Site = find(site.directory)
 
-    def end_proxies(self) -> None:
-        """End proxies of hydra: they outlive an mpiexec that failed to reach all of its hosts."""
+    def proxies(self) -> list[int]:
+        """Proxies of hydra, on all hosts, and the ways to them: those that name our ssh."""
         ssh = str(self.hosts / "ssh").encode()
+        found = []
         for place in Path("/proc").iterdir():
             if place.name.isdigit() and place.name != str(os.getpid()):
                 # those that ended, and those of others
                 with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
                     if ssh in (place / "cmdline").read_bytes():
-                        os.kill(int(place.name), signal.SIGKILL)
+                        found.append(int(place.name))
+        return found
 
     def cut(self, host: str) -> None:
         """Nothing can be started on the host any more."""

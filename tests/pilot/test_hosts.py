@@ -132,7 +132,10 @@ def test_launcher_none(tmp_path: Path, redis_server: RedisServer) -> None:
 
 
 def test_a_node_that_cannot_be_started(tmp_path: Path, redis_server: RedisServer) -> None:
-    """It takes the launch of all with it; then each is started by itself, and one is missing."""
+    """It takes the launch of all with it; then each is started by itself, and one is missing.
+
+    The ``mpiexec`` that failed leaves nothing on the hosts that it had reached.
+    """
     cluster = Cluster(tmp_path / "c", redis_server, start_timeout=20)
     cluster.cut("n2")
     service = Service(cluster.site, redis_server)
@@ -141,6 +144,7 @@ def test_a_node_that_cannot_be_started(tmp_path: Path, redis_server: RedisServer
         registered = pilot.wait_registered()
         assert [node.name for node in registered.nodes] == ["n0", "n1", "n3"]
         assert "node n2 is not used" in log_of(pilot)
+        wait_until(lambda: not cluster.proxies(), 20, "nothing of the launchers is left anywhere")
         pilot.run(pilot.spec("task", "/bin/true", shares=(pilot.share("n3"),)), node="n3")
         assert service.ended("task").exit_code == 0
         pilot.process.send_signal(signal.SIGTERM)
@@ -148,7 +152,6 @@ def test_a_node_that_cannot_be_started(tmp_path: Path, redis_server: RedisServer
         assert service.all(PilotEnded)
     finally:
         service.close()
-        cluster.end_proxies()
 
 
 def _can_mount() -> bool:
@@ -240,4 +243,6 @@ def test_claim(service: Service, taken: bool) -> None:
             assert pilot.wait_ended() == 0, "a second incarnation of one job fences the first"
     finally:
         second.send_signal(signal.SIGTERM)
+        # its last word is acknowledged, or it would wait for that
+        wait_until(lambda: service.look() or second.poll() is not None, 60, "the second ends")
         second.communicate(timeout=60)

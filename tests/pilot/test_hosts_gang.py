@@ -75,6 +75,19 @@ def test_what_ranks_leave_behind_ends_with_the_task(head: Service, tmp_path: Pat
     assert [pid for pid in found if procs.identity(pid)] == []
 
 
+def test_a_host_that_the_launcher_cannot_reach(cluster: Cluster, head: Service) -> None:
+    """The task fails, and nothing waits for it on the hosts that were reached."""
+    pilot = head.start([1, 1, 1], virtual=False)
+    wait_until(lambda: not cluster.proxies(), 20, "the start of the pilot is over")
+    cluster.cut("n2")
+    pilot.run(pilot.spec("gang", "/bin/true", shares=whole(pilot)), node=keys.GANG)
+    ended = head.ended("gang", timeout=60)
+    assert (ended.outcome, ended.exit_code) == ("exit", 255)
+    wait_until(lambda: not cluster.proxies(), 20, "nothing of the launcher is left anywhere")
+    pilot.run(pilot.spec("next", "/bin/true", shares=whole(pilot, "n0", "n1")), node=keys.GANG)
+    assert head.ended("next", timeout=60).exit_code == 0
+
+
 def test_cores_come_free_only_when_every_node_has_confirmed(head: Service, tmp_path: Path) -> None:
     """A keeper that does not answer holds them; the other tasks of the pilot go on."""
     pilot = head.start([1, 1, 1], virtual=False)
@@ -166,14 +179,16 @@ def test_kill_9_of_the_pilot(head: Service, tmp_path: Path) -> None:
 def test_the_gang_worker_dies_while_a_node_is_silent(
     cluster: Cluster, head: Service, tmp_path: Path
 ) -> None:
-    """It cannot come back, and the service hears so; its attempts come back with the node's."""
-    pilot = head.start([1, 1, 1], virtual=False)
-    pids = tmp_path / "pids"
-    shares = whole(pilot, "n0", "n1")
-    pilot.run(pilot.spec("gang", *NASTY, "plain", str(pids), shares=shares), node=keys.GANG)
-    wait_until(pids_in(pids, 2), 60, "both ranks run")
-    worker, keeper = pilot.identity_of("n2"), pilot.identity_of("n2.keeper")
-    cluster.cut("n2")
+    """It comes back; only what it had on that node stays until the scheduler has given it up."""
+    pilot = head.start([1, 1, 1, 1], virtual=False)
+    near, far = whole(pilot, "n0", "n1"), whole(pilot, "n2", "n3")
+    pids = {name: tmp_path / name for name in ("near", "far")}
+    for name, shares in (("near", near), ("far", far)):
+        command = (*NASTY, "plain", str(pids[name]))
+        pilot.run(pilot.spec(name, *command, shares=shares), node=keys.GANG)
+    found = {name: wait_until(pids_in(path, 2), 60, "ranks run") for name, path in pids.items()}
+    worker, keeper = pilot.identity_of("n3"), pilot.identity_of("n3.keeper")
+    cluster.cut("n3")
     procs.send(worker, signal.SIGSTOP)  # nothing there hears of anything any more
     procs.send(keeper, signal.SIGKILL)
     try:
@@ -183,19 +198,27 @@ def test_the_gang_worker_dies_while_a_node_is_silent(
             found = [one for one in head.all(WorkerLost) if one.node == node]
             return [(one.restarted, one.confirmed) for one in found]
 
-        wait_until(lambda: told("n2") == [(False, False)], 90, "the node is lost")
-        wait_until(lambda: told(keys.GANG) == [(False, False)], 20, "so is the gang worker")
-        assert not [one for one in head.all(wire.Ended) if one.id == "gang"]
+        wait_until(lambda: told("n3") == [(False, False)], 90, "the node is lost")
+        wait_until(lambda: told(keys.GANG) == [(True, True)], 30, "the gang worker is back")
+        ended = head.ended("near")
+        assert (ended.outcome, ended.reason) == ("lost", "its worker died")
+        assert [pid for pid in found["near"] if procs.identity(pid)] == []
+        pilot.kill(KillOrder("far", 1, "asked"), node=keys.GANG)
+        pilot.run(pilot.spec("next", "/bin/true", shares=near), node=keys.GANG)
+        assert head.ended("next", timeout=60).exit_code == 0
+        assert not [one for one in head.all(wire.Ended) if one.id == "far"], "who knows of n3?"
     finally:
-        mark = f"BALSAM_PILOT_NODE={pilot.id}/n2"
+        mark = f"BALSAM_PILOT_NODE={pilot.id}/n3"
         quarry = procs.Quarry(roots=frozenset((worker,)), marks=frozenset((mark,)))
         procs.end(quarry, grace=0)
-    order = wire.encode(PilotOrder("lose", "node n2 is down", "n2"))
+    order = wire.encode(PilotOrder("lose", "node n3 is down", "n3"))
     head.client.rpush(keys.control(head.prefix, pilot.id), order)
-    assert head.ended("gang").outcome == "lost"
-    wait_until(lambda: told(keys.GANG)[1:] == [(False, True)], 20, "that is told")
+    ended = head.ended("far")
+    assert (ended.outcome, ended.reason) == ("lost", "its worker died")
+    assert [pid for pid in found["far"] if procs.identity(pid)] == []
     pilot.process.send_signal(signal.SIGTERM)
     assert pilot.wait_ended() == 0
+    assert head.all(PilotEnded)
 
 
 def test_a_gang_worker_that_comes_back_leaves_no_descriptor(head: Service) -> None:

@@ -27,6 +27,26 @@ NODES = [f"pbs{number}" for number in range(1, 9)]
 #: Seconds between TERM and KILL of a job that is deleted.
 KILL_DELAY = 1.0
 
+#: As ``pbs_tmrsh`` starts a process on one of its job's nodes: by the name in the node file, with
+#: the job's environment, in the home directory; its output goes to the job's.
+TMRSH = """\
+#!/bin/bash
+host=$1
+shift
+if [ -z "$PBS_ENVIRONMENT" ] || [ -z "$PBS_JOBID" ] || ! grep -qFx "$host" "$PBS_NODEFILE"; then
+    echo "pbs_tmrsh: host \\"$host\\" is not a node in job <$PBS_JOBID>" >&2
+    exit 255
+fi
+cd || exit
+(
+    for file in /proc/self/fd/*; do
+        [ "${file##*/}" -gt 2 ] && eval "exec ${file##*/}>&-"
+    done
+    exec env -i HOME="$HOME" PATH=/usr/local/bin:/usr/bin:/bin PBS_ENVIRONMENT=PBS_BATCH \\
+        PBS_JOBID="$PBS_JOBID" PBS_NODEFILE="$PBS_NODEFILE" setsid --wait "$@" >/dev/null 2>&1
+)
+"""
+
 Job = dict[str, Any]
 
 
@@ -95,7 +115,9 @@ def qsub(fake: Fake, arguments: list[str]) -> int:
     if options["-q"] != "workq":
         return replay("err-unknown-queue")
     number = 60 + len(fake.jobs())
-    nodes, cores = map(int, re.fullmatch(r"(\d+):ncpus=(\d+)", options["select"]).groups())  # type: ignore[union-attr]
+    select = re.fullmatch(r"(\d+):ncpus=(\d+)(?::mem=\d+kb)?", options["select"])
+    assert select is not None, options
+    nodes, cores = map(int, select.groups())
     job: Job = {
         "number": number,
         "name": options["-N"],
@@ -137,6 +159,8 @@ def mom(fake: Fake, arguments: list[str]) -> int:
         "PBS_JOBNAME": job["name"],
         "PBS_NODEFILE": str(node_file),
         "PBS_QUEUE": "workq",
+        # in place of /etc/pbs.conf, by which PBS is found where PATH does not lead to it
+        "PBS_CONF_FILE": str(fake.state / "pbs.conf"),
         "NCPUS": "1",
         "OMP_NUM_THREADS": "1",
     }

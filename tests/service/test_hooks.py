@@ -13,12 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import Connection
 
 from balsam_celery import procs
-from balsam_celery.service import hookrun, hooks
+from balsam_celery.service import hookrun, hooks, kill
+from balsam_celery.service.cases import Batch
+from balsam_celery.service.requests import request_kill
 from balsam_celery.states import State
 from balsam_celery.store.engine import Store
 from balsam_celery.store.insert import NewTask
+from balsam_celery.store.rows import TaskRow
 from balsam_celery.wire import TransitionEnded
 from tests.service.acting import add_pilot, advance, ended, start, step, tell
 from tests.store.making import add, history, program, task
@@ -198,6 +202,78 @@ def test_hook_programs(tmp_path: Path) -> None:
 def test_handlers(tmp_path: Path, says: str, verdict: str | None, ok: bool) -> None:
     told = hookrun.run(order(tmp_path, "handler", ["printf", says + "\\n"]), dict(os.environ), 30)
     assert (told.ok, told.verdict) == (ok, verdict)
+
+
+def doomed(store: Store) -> list[TaskRow]:
+    with store.read() as conn:
+        return kill.Kills().due(conn, store.clock()).between
+
+
+@pytest.mark.parametrize("step", ["stage_in", "preprocess", "postprocess", "handler"])
+def test_a_kill_waits_for_the_end_of_a_step(store: Store, step: str) -> None:
+    """Nobody but the transitions worker knows whether a program of it lives (R8)."""
+    add_pilot(store)
+    add(store, hooked("t00001", hooks={step: ["x"], "stage_out": [{}]}))
+    advance(store)
+    if step in ("postprocess", "handler"):
+        start(store)
+        tell(store, ended("t00001", code=int(step == "handler")))
+    row = task(store, "t00001")
+    outstanding = hooks.Outstanding(tried={(row.id, row.attempt, step)})
+    answer = request_kill(store, ["t00001"], "enough")
+    assert (answer.done, answer.requested) == ((), ("t00001",))
+    [one] = store.run(lambda conn: hooks.end_killed(batch(store, conn), doomed(store), outstanding))
+    assert (one.step, task(store, "t00001").state) == (step, row.state)
+    assert hooks.order(one, Path("/run"), 5.0)["killed"]
+    tell(store, done("t00001", step, attempt=row.attempt, verdict="restart"))
+    row = task(store, "t00001")
+    assert (row.state, row.reason, row.result["reason"]) == (S.USER_KILLED, "enough", "enough")
+
+
+def test_a_kill_of_a_step_that_was_never_sent_waits_for_nobody(store: Store) -> None:
+    add(store, hooked("t00001", hooks={"preprocess": ["x"]}), program("c00001", parents=["t00001"]))
+    advance(store)
+    request_kill(store, ["t00001"], "enough", descendants=False)
+    assert task(store, "t00001").state is S.READY
+    rows = doomed(store)
+    end = hooks.end_killed
+    assert not store.run(lambda conn: end(batch(store, conn), rows, hooks.Outstanding()))
+    assert task(store, "t00001").state is S.USER_KILLED
+    assert task(store, "c00001").state is S.FAILED
+    # again is harmless, also with what was read before
+    assert not store.run(lambda conn: end(batch(store, conn), rows, hooks.Outstanding()))
+    assert not waits_for(store)
+
+
+def batch(store: Store, conn: Connection) -> Batch:
+    return Batch(conn, store.clock(), "service")
+
+
+def test_an_order_to_end_a_step_is_not_for_one_that_was_sent_later() -> None:
+    """A task that was killed and is retried has the same steps again."""
+    killed = hookrun.Killed()
+    killed.add(["t00001.0.preprocess"], 10.0)
+    assert killed.has("t00001.0.preprocess", 9.0)
+    assert not killed.has("t00001.0.preprocess", 11.0)
+    assert not killed.has("t00002.0.preprocess", 9.0)
+
+
+def test_a_hook_that_is_killed_ends_with_all_that_it_started(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    script = f"trap '' TERM; setsid sleep 600 & echo $! > {pid_file}; sleep 600"
+    told: list[TransitionEnded] = []
+    killed = threading.Event()
+    asked = order(tmp_path, "postprocess", ["sh", "-c", script])
+    thread = threading.Thread(
+        target=lambda: told.append(hookrun.run(asked, dict(os.environ), 60, killed.is_set))
+    )
+    thread.start()
+    wait_until(lambda: pid_file.exists() and pid_file.read_text().strip(), 20, "it runs")
+    killed.set()
+    thread.join(30)
+    assert (told[0].ok, told[0].reason) == (False, "postprocess: killed")
+    assert not procs.marked(["BALSAM_HOOK=t00001.1.postprocess"])
+    assert not hookrun.run(asked, dict(os.environ), 60, killed.is_set).ok, "it does not begin"
 
 
 def test_a_hook_that_hangs_is_killed_with_its_children(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ kind = "slurm"
 
 [launcher]
 kind = "{kind}"
-mpi = "pmi2"
+mpi = "{mpi}"
 options = [{options}]
 """
 
@@ -85,7 +85,12 @@ class Worker:
     """A ``rank_worker`` and what it has said."""
 
     def __init__(
-        self, allocation: Allocation, directory: Path, nodes: tuple[str, ...], kind: str = "srun"
+        self,
+        allocation: Allocation,
+        directory: Path,
+        nodes: tuple[str, ...],
+        kind: str = "srun",
+        mpi: str = "pmi2",
     ) -> None:
         # Open MPI's shared memory takes equal host names for one host
         options = '"--mca", "btl", "self,tcp"' if kind == "openmpi" else ""
@@ -93,7 +98,7 @@ class Worker:
         self.nodes = nodes
         site = directory / "site"
         site.mkdir(mode=0o700)
-        (site / "site.toml").write_text(SITE.format(kind=kind, options=options))
+        (site / "site.toml").write_text(SITE.format(kind=kind, mpi=mpi, options=options))
         self.said: list[list[Any]] = []
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.process = subprocess.Popen(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.acceptance.live import LiveSite
-from tests.slurm.live import LASTING, close_slurm_site, open_slurm_site
+from tests.slurm.live import LASTING, LAUNCHERS, QUICK, close_slurm_site, open_slurm_site
 from tests.slurm_cluster import (
     SlurmCluster,
     own_slurm_cluster,
@@ -35,13 +35,16 @@ def slurm_site(
 
 @pytest.fixture
 def own_slurm_site(
-    own_slurm_cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    own_slurm_cluster: SlurmCluster,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[LiveSite]:
-    """A site on ``own_slurm_cluster``, for one test."""
+    """A site on ``own_slurm_cluster``, for one test; with a parameter, of that launcher."""
+    changes = {**QUICK, "launcher": LAUNCHERS[getattr(request, "param", "srun")]}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in own_slurm_cluster.environment.items():
             patch.setenv(name, value)
-        live = open_slurm_site(tmp_path_factory.mktemp("slurm") / "site")
+        live = open_slurm_site(tmp_path_factory.mktemp("slurm") / "site", changes)
         try:
             yield live
         finally:

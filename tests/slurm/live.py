@@ -26,6 +26,13 @@ QUICK: dict[str, dict[str, Any]] = {
     "pilot": {"idle_timeout": "20s", "startup_margin": "20s", "drain_margin": "10s"},
     "flower": {"enabled": False},
 }
+#: What makes a launcher the site's, for its pilots too.
+LAUNCHERS: dict[str, dict[str, Any]] = {
+    "srun": {},
+    "mpich": {"kind": "mpich", "mpiexec": ""},
+    # its shared memory takes equal host names for one host
+    "openmpi": {"kind": "openmpi", "mpiexec": "", "options": ["--mca", "btl", "self,tcp"]},
+}
 #: One pilot over all nodes, which lasts from test to test.
 LASTING: dict[str, dict[str, Any]] = {
     **QUICK,
@@ -47,7 +54,7 @@ def open_slurm_site(directory: Path, changes: Mapping[str, Mapping[str, Any]] = 
     file = SiteFile(path.read_text(encoding="utf-8"))
     file.set("redis", {"host": "127.0.0.1", "bind": "127.0.0.1"})
     for table, values in changes.items():
-        if not values:
+        if table.startswith("queues.") and not values:
             file.remove_queue(table.removeprefix("queues."))
         elif table.startswith("queues."):
             file.set_queue(table.removeprefix("queues."), values)

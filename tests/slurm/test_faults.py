@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from balsam_celery import procs
+from balsam_celery import keys, procs
+from balsam_celery.pilot.ranks import step_name
 from balsam_celery.store import queries
 from balsam_celery.store.rows import AllocationState
 from tests.acceptance.live import LiveSite
@@ -72,20 +73,36 @@ def test_scancel_of_a_pilot(slurm_site: LiveSite, slurm_cluster: SlurmCluster) -
 
 
 @pytest.mark.timeout(300)
-def test_kill_9_of_a_node_worker_harms_its_node_only(slurm_site: LiveSite) -> None:
-    held = one_on_each_node(slurm_site, 2)
-    (victim, id), (_, other) = held.items()
+def test_kill_9_of_the_gang_worker_with_an_open_step(
+    slurm_site: LiveSite, slurm_cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    """Neither ranks nor their job step are left when the task's nodes are given again."""
+    # all nodes are this machine, so the second try can look for all that is left of the first
+    script = (
+        f'echo $$ >> "{tmp_path}/pids-$BALSAM_ATTEMPT"\n'
+        "if [ $BALSAM_ATTEMPT = 1 ]; then trap '' TERM; while :; do sleep 600; done; fi\n"
+        f'for pid in $(cat "{tmp_path}/pids-1"); do kill -0 "$pid" && exit 3; done\n'
+        'squeue --steps --noheader --format=%j --jobs="$SLURM_JOB_ID" > steps.$SLURM_PROCID\n'
+        'grep -Fx "$BALSAM_TASK_ID.1" steps.$SLURM_PROCID && exit 4\n'
+        "exit 0"
+    )
+    (id,) = slurm_site.submit("--num-nodes", "4", "--", "/bin/sh", "-c", script)
+    first = tmp_path / "pids-1"
+    wait_until(
+        lambda: first.exists() and len(first.read_text().split()) == 4, 120, "four ranks run"
+    )
     pilot = pilot_of(slurm_site, id)
-    directory = slurm_site.site.run_dir / "allocations" / pilot.allocation / pilot.id
-    worker = worker_of(directory, victim)
+    names = slurm_cluster.run("squeue", "--steps", "--noheader", "--format=%j").stdout.split()
+    assert step_name(id, 1) in names
     before = processes_of(id)
-    os.kill(worker, signal.SIGKILL)
+    directory = slurm_site.site.run_dir / "allocations" / pilot.allocation / pilot.id
+    os.kill(worker_of(directory, keys.GANG), signal.SIGKILL)
     ran_twice(slurm_site, id)
     assert not {pid for pid in before if procs.identity(pid)}
-    assert slurm_site.task(other).attempt == 1
-    assert slurm_site.task(other).state == "RUNNING"
-    slurm_site.balsam("kill", other)
-    slurm_site.wait_for(other, "USER_KILLED")
+    with slurm_site.store.read() as conn:
+        tries = queries.attempts(conn, id)
+    assert [one.reason for one in tries] == ["its worker died", ""]
+    assert {one.allocation for one in tries} == {pilot.allocation}, "its pilot went on"
 
 
 def worker_of(directory: Path, node: str) -> int:
@@ -97,16 +114,26 @@ def worker_of(directory: Path, node: str) -> int:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("dies", [True, False], ids=["dead", "set-down"])
-def test_a_node_down_takes_down_that_node_only(
+@pytest.mark.parametrize(
+    ("own_slurm_site", "dies"),
+    [("srun", True), ("srun", False), ("mpich", True), ("openmpi", True)],
+    indirect=["own_slurm_site"],
+    ids=["srun-dead", "srun-set-down", "mpich-dead", "openmpi-dead"],
+)
+def test_what_befalls_a_node_harms_that_node_only(
     own_slurm_site: LiveSite, own_slurm_cluster: SlurmCluster, dies: bool
 ) -> None:
+    """Whichever launcher has started the pilot: its worker is killed, or the whole node is down."""
     live = own_slurm_site
     held = one_on_each_node(live, 4)
     pilot = pilot_of(live, next(iter(held.values())))
+    assert {pilot_of(live, id).id for id in held.values()} == {pilot.id}
     head = pilot.nodes[0]["name"]
-    victim = next(node for node in held if node != head)
-    before = processes_of(held[victim])
+    struck, victim, spared = (node for node in held if node != head)
+    before = processes_of(held[struck], held[victim])
+    directory = live.site.run_dir / "allocations" / pilot.allocation / pilot.id
+    os.kill(worker_of(directory, struck), signal.SIGKILL)
+    ran_twice(live, held[struck])
     if dies:
         own_slurm_cluster.down_node(victim)
     else:
@@ -115,14 +142,17 @@ def test_a_node_down_takes_down_that_node_only(
         )
     ran_twice(live, held[victim])
     assert not {pid for pid in before if procs.identity(pid)}
-    others = [id for node, id in held.items() if node != victim]
+    others = [held[head], held[spared]]
     assert {live.task(id).state for id in others} == {"RUNNING"}
     assert {live.task(id).attempt for id in others} == {1}
     # the nodes that are left run tasks over several of them
     live.balsam("kill", *others)
     for id in others:
         live.wait_for(id, "USER_KILLED")
-    (wide,) = live.submit("--num-nodes", "3", "--", sys.executable, MPI_SUM)
+    mpi = (
+        ["--env", "MPI4PY_MPIABI=openmpi"] if live.site.settings.launcher.kind == "openmpi" else []
+    )
+    (wide,) = live.submit(*mpi, "--num-nodes", "3", "--", sys.executable, MPI_SUM)
     live.wait_for(wide, "JOB_FINISHED", timeout=150)
 
 

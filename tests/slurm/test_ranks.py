@@ -72,6 +72,26 @@ def test_ranks_form_one_world_on_the_nodes_given(worker: Worker, kind: str) -> N
     assert environment["BALSAM_RANK_MARK"] == "t1/1"
 
 
+def test_srun_with_pmix(allocation: Allocation, tmp_path: Path) -> None:
+    """Open MPI's ranks without its mpirun: Slurm's daemons are their PMIx."""
+    if not list(Path("/usr/lib").glob("*/pmix2/lib/libpmix.so")):
+        message = "the library that Slurm's PMIx plugin loads is not installed (libpmix-dev)"
+        if os.environ.get("CI") == "true":
+            pytest.fail(message)
+        pytest.skip(message)
+    worker = Worker(allocation, tmp_path, ("n2", "n3", "n5"), "srun", "pmix")
+    try:
+        environment = {**LIBRARY["openmpi"], "OMPI_MCA_btl": "self,tcp"}
+        worker.run("t1", *PROGRAM, ranks_per_node=2, environment=environment)
+        found = rows(worker, "t1")
+    finally:
+        worker.close()
+    assert [(row["rank"], row["size"]) for row in found] == [(rank, 6) for rank in range(6)]
+    nodes = Counter(row["environment"]["SLURMD_NODENAME"] for row in found)
+    assert nodes == {"n2": 2, "n3": 2, "n5": 2}
+    assert all("PMIX_RANK" in row["environment"] for row in found)
+
+
 def test_each_rank_has_its_own_cores_and_gpus_of_its_own_node(worker: Worker) -> None:
     """The nodes' GPUs are numbered differently, and one has half of the cores."""
     shares = (

@@ -113,6 +113,24 @@ def test_those_that_were_cancelled_count_neither_way(
     assert (pause.failures, pause.until) == (4, clock.now + 16)
 
 
+def test_one_that_has_not_ended_yet_counts_neither_way(
+    store: Store, site: Site, clock: Clock
+) -> None:
+    """Or two that are asked for by turns, each of which fails, would never be a reason to wait."""
+    for _ in range(4):
+        came_to_nothing(store, site, "local", clock)
+    clock.now += 1
+    id = requested(store, site, dataclasses.replace(REQUEST, queue="local"))
+    for state in (S.REQUESTED, S.QUEUED, S.RUNNING):
+        set_allocation(store, id, state, native_id="x")
+        with store.read() as conn:
+            pause = pauses(conn, "local", clock.now)
+        assert pause is not None
+        assert (pause.failures, pause.until) == (4, clock.now + 15)
+    pilot_in(store, id)
+    assert queues_now(store, clock.now) == set(), "this one came to something"
+
+
 def test_a_pause_is_logged_once(
     store: Store,
     site: Site,

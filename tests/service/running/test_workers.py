@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from balsam_celery import keys
+from balsam_celery import keys, procs
 from balsam_celery.celeryapp import redis_client
 from balsam_celery.service import checks
 from balsam_celery.service.engine import Engine
@@ -18,6 +19,7 @@ from balsam_celery.service.requests import request_kill
 from balsam_celery.site import Site
 from balsam_celery.states import State
 from balsam_celery.store.engine import Store
+from tests import nasty
 from tests.service.acting import attempts_of, step
 from tests.service.running.player import Player
 from tests.service.running.workers import Workers, read_lines, workers, write_module
@@ -101,6 +103,55 @@ def test_hooks_on_the_transitions_worker(
     add(store, bad, now=time.time())
     wait_state(store, "t00002", S.FAILED)
     assert task(store, "t00002").reason == "preprocess: No such file or directory: /no/such"
+
+
+def test_a_kill_during_a_hook(
+    make_engine: Callable[[], Engine],
+    workers: Workers,
+    store: Store,
+    site: Site,
+    app: Celery[Any],
+    player: Player,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """USER_KILLED means that no process of it lives: it runs, waits, or has lost its worker."""
+    monkeypatch.setattr(checks, "PAUSE", 1.0)
+    engine = make_engine()
+    check = checks.Checks(
+        store, app, redis_client(site), site.settings.key_prefix, engine.leadership,
+        engine.outstanding,
+    )  # fmt: skip
+    first = workers.start("transitions", "one", "-P", "threads", "-c", "1")
+    pids = site.directory / "pids"
+    nasty_hook = {"preprocess": [sys.executable, nasty.__file__, "session", str(pids)]}
+    runs, waits, orphaned = (
+        dataclasses.replace(program(f"t0000{number}"), hooks=nasty_hook) for number in (1, 2, 3)
+    )
+
+    def living() -> list[int]:
+        return [pid for pid in map(int, read_lines(pids)) if procs.identity(pid) is not None]
+
+    add(store, runs, now=time.time())
+    wait_until(lambda: len(living()) == 2, 30, "the hook runs")
+    add(store, waits, now=time.time())
+    wait_until(lambda: any(key[0] == waits.id for key in engine.outstanding.sent), 30, "it waits")
+    assert request_kill(store, [runs.id, waits.id], "enough").requested == (runs.id, waits.id)
+    wait_state(store, runs.id, S.USER_KILLED)
+    assert not living()
+    wait_state(store, waits.id, S.USER_KILLED)
+    assert len(read_lines(pids)) == 2, "it never began"
+    assert history(store, runs.id)[-1] is S.USER_KILLED
+    add(store, orphaned, now=time.time())
+    wait_until(lambda: len(living()) == 2, 30, "the hook runs")
+    first.kill()
+    request_kill(store, [orphaned.id], "enough")
+    workers.start("transitions", "two", "-P", "threads", "-c", "1")
+    assert task(store, orphaned.id).state is S.READY
+    assert len(living()) == 2
+    wait_until(
+        lambda: check.run() or task(store, orphaned.id).state is S.USER_KILLED, 60, "it is killed"
+    )
+    assert not living()
 
 
 def test_steps_whose_worker_dies_start_again(

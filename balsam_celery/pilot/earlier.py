@@ -1,0 +1,65 @@
+"""What an earlier life of a worker received and never ended: it ends as lost."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+
+from balsam_celery.wire import Ended
+
+#: (task, number of the attempt).
+Key = tuple[str, int]
+#: Ends what lives of an attempt on these nodes; returns "", or what nobody has confirmed.
+SweepNodes = Callable[[Key, tuple[str, ...], float], str]
+
+
+class Earlier:
+    """Those attempts; :meth:`holds` may be called from any thread.
+
+    Before a worker is started in place of one that died, all nodes were swept that could be asked.
+    An attempt that was on another one too is over once that node has confirmed, or the scheduler
+    has given it up (R4).
+
+    Args:
+        attempts: which, with the nodes of those that span several.
+        silent: nodes that could not be asked.
+        sweep: asks nodes; needed only where there are such.
+        put: takes outcomes.
+    """
+
+    def __init__(
+        self,
+        attempts: Mapping[Key, tuple[str, ...]],
+        silent: Collection[str],
+        sweep: SweepNodes | None,
+        put: Callable[[Ended], None],
+    ) -> None:
+        self._attempts = attempts
+        self._sweep = sweep
+        self._put = put
+        self._held = {key for key, nodes in attempts.items() if sweep and {*nodes} & {*silent}}
+
+    def holds(self, key: Key) -> bool:
+        """Tell whether a process of that attempt may live; its outcome comes when none does."""
+        return key in self._held
+
+    def end(self) -> None:
+        """End those that are over now, and begin to wait for the others."""
+        for key in self._attempts:
+            if key in self._held:
+                threading.Thread(
+                    target=self._await, args=(key,), name="earlier", daemon=True
+                ).start()
+            else:
+                self._put(_lost(key))
+
+    def _await(self, key: Key) -> None:
+        assert self._sweep is not None, "it is held"
+        if not self._sweep(key, self._attempts[key], 0.0):
+            self._put(_lost(key))
+            self._held.discard(key)
+
+
+def _lost(key: Key) -> Ended:
+    return Ended(*key, "lost", "its worker died", ended=time.time())
