@@ -25,6 +25,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/planning.py
 	$(BIN)/python benchmarks/planning.py --million
+	$(BIN)/python benchmarks/packing.py
 
 $(STAMP): setup.py constraints.txt scripts/make-venv
 	scripts/make-venv $(VENV)
