@@ -26,6 +26,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/planning.py
 	$(BIN)/python benchmarks/planning.py --million
 	$(BIN)/python benchmarks/packing.py
+	$(BIN)/python benchmarks/placement.py
 
 $(STAMP): setup.py constraints.txt scripts/make-venv
 	scripts/make-venv $(VENV)

@@ -140,7 +140,7 @@ def test_a_task_that_has_not_started_has_all_before_it(store: Store) -> None:
 def test_a_backlog_is_counted_by_known_application_and_what_users_expect(store: Store) -> None:
     add(
         store,
-        *(program(f"a{n:05}", application="a", expected_time=10.0 * n) for n in (1, 2, 3)),
+        *(program(f"a{n:05}", application="a", expected_time=20.0 + n) for n in (-1, 0, 1)),
         program("a00009", application="a"),
         *(program(f"b{n:05}", application=f"b{n}") for n in range(9)),
     )

