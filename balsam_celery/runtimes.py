@@ -19,6 +19,8 @@ from typing import NamedTuple
 LEAST, GROWTH = 0.01, 1.1
 #: Runs from which something is said: the least of which one is beyond a quantile of 0.9.
 ENOUGH = 10
+#: Runs of one application and shape beyond which the older ones fade.
+MEMORY = 1000
 
 
 class Run(NamedTuple):

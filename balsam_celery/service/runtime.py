@@ -28,10 +28,14 @@ from balsam_celery.service.reap import reap
 from balsam_celery.service.reconcile import reconcile
 from balsam_celery.service.record import Recorded, record
 from balsam_celery.site import Site
+from balsam_celery.store import runtimes
 from balsam_celery.store.engine import Store
 from balsam_celery.wire import KillOrder, Record, Wake
 
 log = logging.getLogger(__name__)
+
+#: Seconds between two times at which what was learned fades.
+_FADE = 300.0
 
 
 class Service:
@@ -73,6 +77,7 @@ class Service:
             self.engine.leadership,
             self.engine.outstanding,
         )
+        self._fade_at = 0.0
         self._turns = {name: threading.Lock() for name in ("pack", "poll", "housekeep")}
 
     def start(self) -> None:
@@ -119,6 +124,9 @@ class Service:
             reconcile(self.store, self._client, self.site, send=self._send_kills)
             self.engine.courier.tell(self._checks.run())
             housekeep.sweep(self.store, self._client, self.site)
+            if self.store.clock() >= self._fade_at:
+                self.store.run(runtimes.fade)
+                self._fade_at = self.store.clock() + _FADE
 
     @contextmanager
     def _turn(self, name: str) -> Iterator[bool]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from balsam_celery.runtimes import Learned, Run, counted
+from balsam_celery.runtimes import MEMORY, Learned, Run, counted
 from balsam_celery.store import schema
 
 
@@ -32,6 +32,29 @@ def add(conn: Connection, runs: Iterable[Run]) -> None:
         ),
         rows,
     )
+
+
+def fade(conn: Connection) -> int:
+    """Let old runs count less: halve the counts of what is known from more than MEMORY runs.
+
+    A program that became faster or slower is so believed after about as many runs.
+
+    Returns:
+        How many pairs of application and shape were halved.
+    """
+    table = schema.runtime
+    column = table.c
+    known = conn.execute(
+        select(column.application, column.shape)
+        .group_by(column.application, column.shape)
+        .having(func.sum(column.count) > MEMORY)
+        .order_by(column.application, column.shape)
+    ).all()
+    for application, shape in known:
+        own = (column.application == application, column.shape == shape)
+        conn.execute(delete(table).where(*own, column.count < 2))
+        conn.execute(update(table).where(*own).values(count=column.count // 2))
+    return len(known)
 
 
 def learned(conn: Connection, least: int = 1) -> Learned:

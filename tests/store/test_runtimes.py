@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from balsam_celery.runtimes import Run
+from balsam_celery.runtimes import MEMORY, Run
 from balsam_celery.states import State
 from balsam_celery.store import runtimes
 from balsam_celery.store.engine import Store
@@ -49,3 +49,21 @@ def test_pruned_tasks_stay_counted(store: Store) -> None:
     assert [row.id for row in store.run(lambda conn: prune(conn, 1e9))] == ["task-1"]
     with store.read() as conn:
         assert runtimes.learned(conn).applications["task-1"].count == 1
+
+
+def test_old_runs_fade(store: Store) -> None:
+    """A program that became ten times as fast is believed after as many runs as are kept."""
+    learn(store, *[Run("a", "s", 100.0)] * MEMORY, *[Run("b", "s", 5.0)] * 3)
+    assert store.run(runtimes.fade) == 0
+    learn(store, Run("a", "s", 1e6))
+    assert store.run(runtimes.fade) == 1
+    with store.read() as conn:
+        known = runtimes.learned(conn)
+    assert known.shapes["a", "s"].count == MEMORY // 2
+    assert known.shapes["a", "s"].quantile(1) == pytest.approx(100, rel=0.1)
+    assert known.shapes["b", "s"].count == 3
+    for _ in range(4):
+        learn(store, *[Run("a", "s", 10.0)] * (MEMORY // 2 + 1))
+        store.run(runtimes.fade)
+    with store.read() as conn:
+        assert runtimes.learned(conn).shapes["a", "s"].quantile(0.9) < 12
