@@ -120,17 +120,30 @@ class _Planner:
         self._behind_running: Rest = wanted
         self._before_overdue: Rest = wanted
         self._rest = wanted
-        for allocation in self._kept:
+        queued = [a for a in self._kept if not self._runs(a)]
+        for allocation in self._kept[: len(self._kept) - len(queued)]:
             self._rest = self.blocks[allocation.id].pour(self._rest)
-            if allocation.state == "running":
-                self._behind_running = self._rest
+        # what starts at once goes before what waits, which may wait for long
+        self._rest = self._ask_in_windows(self._rest)
+        self._behind_running = self._before_overdue = self._rest
+        for allocation in queued:
+            self._rest = self.blocks[allocation.id].pour(self._rest)
             if not self._overdue(allocation):
                 self._before_overdue = self._rest
 
-    def _filling_order(self, allocation: Existing) -> tuple[bool, float, bool]:
+    def _runs(self, allocation: Existing) -> bool:
+        """It runs, or starts at once."""
+        return allocation.state == "running" or allocation.id in self._windows.starting
+
+    def _filling_order(self, allocation: Existing) -> tuple[bool, bool, float, bool]:
         # sorted() keeps the order of the queued ones, in which their shares were planned
         running = allocation.state == "running"
-        return not running, allocation.usable if running else 0.0, self._overdue(allocation)
+        return (
+            not self._runs(allocation),
+            not running,
+            allocation.usable if running else 0.0,
+            self._overdue(allocation),
+        )
 
     def _overdue(self, allocation: Existing) -> bool:
         most = self._policy.max_wait
@@ -290,6 +303,28 @@ class _Planner:
             left.append((demand, count))
             if not spare:
                 self.waiting.append(self._why(replace(demand, count=count), queues, open_queues))
+        return left
+
+    def _ask_in_windows(self, rest: Rest) -> Rest:
+        """Ask for allocations in idle nodes; return what is left."""
+        left: Rest = []
+        while rest:
+            demand, count = rest[0]
+            found = [
+                asked
+                for queue in self._fitting(demand)
+                if self._room.has(queue) and self._room.may_start(queue.name)
+                if self._windows.best(queue.name) is not None
+                if (caps := self._caps(queue, demand, True)) is not None
+                if (asked := self._ask_in(queue, rest, caps)) is not None and asked[1] == "window"
+            ]
+            if found:
+                best, code = max(found, key=self._worth)
+                self._take(best, code)
+                rest = best.left
+            else:
+                left.append((demand, count))
+                rest = rest[1:]
         return left
 
     def _is_little(self, rest: Rest) -> bool:

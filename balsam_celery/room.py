@@ -68,26 +68,34 @@ class Room:
 
 
 class Windows:
-    """Idle nodes, less those that are promised already."""
+    """Idle nodes, less those that are promised already.
+
+    Attributes:
+        starting: ids of queued allocations that fit into them, and so start at once.
+    """
 
     def __init__(
         self, windows: Sequence[Window], existing: Sequence[Existing], policy: Policy
     ) -> None:
         self._free = [w for w in windows if w.nodes > 0]
+        self.starting: set[str] = set()
         for allocation in existing:
-            if allocation.state == "queued":
+            if allocation.state == "queued" and allocation.usable > 0:
                 seconds = allocation.usable + policy.margins
-                self.take(allocation.queue, allocation.nodes, seconds)
+                if self.take(allocation.queue, allocation.nodes, seconds):
+                    self.starting.add(allocation.id)
 
     def best(self, queue: str) -> Window | None:
         """The largest that is left in a queue."""
         mine = [w for w in self._free if w.queue == queue]
         return max(mine, key=lambda w: (w.nodes * min(w.seconds, 1e9), w.nodes), default=None)
 
-    def take(self, queue: str, nodes: int, seconds: float) -> None:
-        """Count out an allocation that starts in one of them; they may tell of the same nodes."""
+    def take(self, queue: str, nodes: int, seconds: float) -> bool:
+        """Count out an allocation, if it starts in one of them; they may tell of the same nodes."""
         mine = [w for w in self._free if w.queue == queue]
-        if any(w.nodes >= nodes and w.seconds >= seconds for w in mine):
-            others = [w for w in self._free if w.queue != queue]
-            less = [replace(w, nodes=w.nodes - nodes) for w in mine if w.nodes > nodes]
-            self._free = others + less
+        if not any(w.nodes >= nodes and w.seconds >= seconds for w in mine):
+            return False
+        others = [w for w in self._free if w.queue != queue]
+        less = [replace(w, nodes=w.nodes - nodes) for w in mine if w.nodes > nodes]
+        self._free = others + less
+        return True

@@ -22,7 +22,7 @@ def marked_processes(id: str) -> set[int]:
 
 def start_sleeper(live: LiveSite, *options: str) -> tuple[str, set[int]]:
     """A task that sleeps until it is killed in its first attempt and succeeds in its second."""
-    script = 'if [ "$BALSAM_ATTEMPT" = 1 ]; then sleep 600 & wait; fi'
+    script = 'if [ "$BALSAM_ATTEMPT" = 1 ]; then sleep 600 & wait $!; fi'
     (id,) = live.submit(*options, "--", "/bin/sh", "-c", script)
     live.wait_for(id, "RUNNING")
     return id, wait_until(lambda: marked_processes(id), 10, "its processes")
