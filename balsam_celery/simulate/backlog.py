@@ -45,33 +45,39 @@ class Backlog:
     """What is ready to start.
 
     Attributes:
-        kinds: waiting tasks by number of their kind; no empty ones.
+        kinds: waiting tasks by number of their kind and whether an allocation's end has cut them;
+            no empty ones.
         ready: when each task became ready, seconds.
         count: how many wait.
     """
 
     def __init__(self, workload: Workload) -> None:
-        self.kinds: dict[int, Waiting] = {}
+        self.kinds: dict[tuple[int, bool], Waiting] = {}
         self.ready = list(workload.submitted)
         self.count = 0
         self._kind = workload.kind
+        self._cut: set[int] = set()
 
     def add(self, task: int, now: float) -> None:
         """``task`` becomes ready."""
         self.ready[task] = now
         self.count += 1
-        self.kinds.setdefault(self._kind[task], Waiting()).fresh.append(task)
+        self.kinds.setdefault(self._key(task), Waiting()).fresh.append(task)
 
     def put_back(self, task: int) -> None:
         """An allocation's end cut ``task``."""
+        self._cut.add(task)
         self.count += 1
-        insort(self.kinds.setdefault(self._kind[task], Waiting()).returned, task)
+        insort(self.kinds.setdefault(self._key(task), Waiting()).returned, task)
 
     def take(self, task: int) -> None:
         """``task`` starts."""
-        key = self._kind[task]
+        key = self._key(task)
         waiting = self.kinds[key]
         waiting.take(task)
         if not len(waiting):
             del self.kinds[key]
         self.count -= 1
+
+    def _key(self, task: int) -> tuple[int, bool]:
+        return self._kind[task], task in self._cut

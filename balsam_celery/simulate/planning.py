@@ -44,10 +44,11 @@ def candidates(state: State, now: float) -> Iterator[Candidate]:
     """Of each kind the oldest tasks, as many as could start and one more (for a reservation)."""
     total = len(state.machine.node.cores)
     grace = state.machine.policy.kill_grace
-    for number, waiting in state.backlog.kinds.items():
+    for (number, cut), waiting in state.backlog.kinds.items():
         kind = state.workload.kinds[number]
         wanted = kind.resources
-        expected = state.estimates.fits(kind)
+        # what was too short once would be so again, each time in an allocation made for it
+        expected = None if cut else state.estimates.fits(kind)
         needed: float = kind.wall_time
         if kind.restartable and expected is not None:
             needed = min(needed, expected)
@@ -65,7 +66,7 @@ def candidates(state: State, now: float) -> Iterator[Candidate]:
                 grace,
                 kind.priority,
                 state.backlog.ready[task],
-                kind.restartable,
+                kind.restartable and not cut,
                 expected,
             )
 
@@ -82,15 +83,15 @@ def free(ledger: Ledger, until: float) -> tuple[int, int]:
 
 def backlog(state: State, now: float) -> Iterator[Demand]:
     """What waits, by shape."""
-    for number, waiting in state.backlog.kinds.items():
+    for (number, cut), waiting in state.backlog.kinds.items():
         kind = state.workload.kinds[number]
         yield Demand(
             kind.resources,
             kind.wall_time,
             len(waiting),
             kind.priority,
-            state.estimates.mean(kind),
-            kind.restartable,
+            None if cut else state.estimates.mean(kind),
+            kind.restartable and not cut,
             now - state.backlog.ready[next(waiting.first(1))],
         )
 

@@ -182,3 +182,11 @@ def test_the_bound_of_work_and_of_the_longest_path() -> None:
     half = workload(replace(WHOLE, resources=Resources(threads_per_rank=2)), [100.0] * 32)
     assert NODE.cores == (0, 1, 2, 3)
     assert lower_bound(half, machine(nodes=8)) == 200
+
+
+def test_an_estimate_that_was_too_short_is_not_believed_twice() -> None:
+    kind = Kind("wrong", Resources(), 3000, 600.0, True)
+    simulation = Simulation(workload(kind, [1800.0]), machine(), Planning(), 0, trace=True)
+    record = simulation.run()
+    check(simulation)
+    assert [attempt.outcome for attempt in record.attempts] == ["cut", "done"]

@@ -162,7 +162,7 @@ def test_wall_time_over_with_tasks_running(
 ) -> None:
     """A task whose limit ends just within its allocation's, and one that may be cut short."""
     quiet(slurm_site, slurm_cluster)
-    script = 'if [ "$BALSAM_ATTEMPT" = 1 ]; then sleep 600 & wait; fi'
+    script = 'if [ "$BALSAM_ATTEMPT" = 1 ]; then sleep 600 & wait $!; fi'
     (id,) = slurm_site.submit(
         "--num-nodes", "2", "--launcher", "none", "--wall-time", "5m", "--expected-time", "5s",
         "--restartable", "--", "/bin/sh", "-c", script,

@@ -61,7 +61,7 @@ class Balsam07:
         queued = sum(1 for one in allocations if one.state == "queued")
         if len(allocations) >= _MOST or queued >= queue.max_queued or not state.backlog.count:
             return None
-        kinds = [state.workload.kinds[number] for number in state.backlog.kinds]
+        kinds = [state.workload.kinds[number] for number, _ in state.backlog.kinds]
         window = self._window(state, min(kind.resources.num_nodes for kind in kinds))
         if window is None:
             return None

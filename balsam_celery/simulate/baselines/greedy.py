@@ -24,12 +24,12 @@ Shape = tuple[Resources, int]
 
 def start_in_order(state: State, order: Callable[[Kind], Any], now: float) -> Pass:
     """Start what fits, shapes by ``order``, the oldest tasks of a shape first."""
-    shapes: dict[Shape, list[int]] = defaultdict(list)
+    shapes: dict[Shape, list[tuple[int, bool]]] = defaultdict(list)
     rank: dict[Shape, Any] = {}
-    for number in state.backlog.kinds:
-        kind = state.workload.kinds[number]
+    for key in state.backlog.kinds:
+        kind = state.workload.kinds[key[0]]
         shape = (kind.resources, kind.wall_time)
-        shapes[shape].append(number)
+        shapes[shape].append(key)
         rank[shape] = order(kind)
     ledger = state.ledger
     placements: list[Placement] = []
@@ -47,14 +47,14 @@ def start_in_order(state: State, order: Callable[[Kind], Any], now: float) -> Pa
 
 
 def _candidates(
-    state: State, shape: Shape, kinds: Iterable[int], cores: int, nodes: int
+    state: State, shape: Shape, keys: Iterable[tuple[int, bool]], cores: int, nodes: int
 ) -> Iterator[Candidate]:
     wanted, wall_time = shape
     total = len(state.machine.node.cores)
     most = nodes // wanted.num_nodes if wanted.is_gang else cores // wanted.cores_on(total)
     ready = state.backlog.ready
     oldest = merge(
-        *(state.backlog.kinds[number].first(most) for number in kinds),
+        *(state.backlog.kinds[key].first(most) for key in keys),
         key=lambda task: (ready[task], task),
     )
     for task in islice(oldest, most):
@@ -73,7 +73,7 @@ def waiting_nodes(state: State) -> float:
     """Nodes' worth of all waiting tasks at once."""
     return sum(
         len(waiting) * share_of(state.workload.kinds[kind].resources, state.machine.node)
-        for kind, waiting in state.backlog.kinds.items()
+        for (kind, _), waiting in state.backlog.kinds.items()
     )
 
 
