@@ -90,6 +90,8 @@ class PackingLimits(Protocol):
     @property
     def efficiency(self) -> float: ...
     @property
+    def haste(self) -> float: ...
+    @property
     def max_wait(self) -> int: ...
 
 
@@ -141,6 +143,8 @@ class Policy:
         idle_timeout: an allocation with nothing to do is drained after this.
         efficiency: share (0 <= e < 1) of the node time that an allocation is charged which tasks
             are to use, of the best that can be had; 0: as wide as the backlog fills at once.
+        haste: node-seconds that a wider allocation may be charged more than the thriftiest, to end
+            sooner, whatever ``efficiency`` says.
         max_wait: an allocation that has been queued for longer gets a smaller one beside it;
             ``None``: however long.
         budget: node-seconds that new allocations may be charged in all; ``None``: no limit.
@@ -153,6 +157,7 @@ class Policy:
     kill_grace: int
     idle_timeout: int = 60
     efficiency: float = 0.9
+    haste: float = 7200.0
     max_wait: float | None = None
     budget: float | None = None
     machine_nodes: int | None = None
@@ -233,6 +238,7 @@ def policy_of(settings: SiteLimits) -> Policy:
         settings.site.kill_grace,
         settings.pilot.idle_timeout,
         0.0 if local else settings.packing.efficiency,
+        3600 * settings.packing.haste,
         settings.packing.max_wait,
         machine_nodes=settings.local.nodes if local else None,
     )

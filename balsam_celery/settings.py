@@ -113,6 +113,7 @@ class PackingSettings:
     interval: Seconds = 2
     max_allocations: int = 10  # queued and running together, over all queues
     efficiency: float = 0.9  # share of the node time charged that tasks are to use
+    haste: float = 2.0  # node-hours that may be spent beyond that for an earlier end
     budget: float = 0.0  # node-hours that the site may be charged in all; 0: no limit
     max_wait: Seconds = 30 * 86_400  # in the queue, before a smaller one is asked for beside it
 

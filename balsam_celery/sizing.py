@@ -2,7 +2,8 @@
 
 An allocation is charged all its nodes until its last task ends, so width is paid for at the end,
 when lane after lane runs empty. The more tasks a lane runs, the less that matters. The widest
-allocation is taken of which so much of the charge is likely to be used as the policy demands.
+allocation is taken of which so much of the charge is likely to be used as the policy demands, or
+which costs little more than the thriftiest.
 """
 
 from __future__ import annotations
@@ -118,9 +119,11 @@ class Work:
     def width(self, caps: Caps) -> int:
         """The widest number of nodes, within ``caps``, that is efficient enough."""
         widest = max(self.least, min(caps.nodes, self.filled))
-        enough = self._policy.efficiency * self.efficiency(self.least)
+        best = self.efficiency(self.least)
         for nodes in self._widths(widest):
-            if self.efficiency(nodes) >= enough:
+            used = self.efficiency(nodes)
+            more = self._likely_seconds * (1 / used - 1 / best)
+            if used >= self._policy.efficiency * best or more <= self._policy.haste:
                 break
         else:
             nodes = self.least

@@ -22,7 +22,8 @@ from tests.waiting import wait_until
 QUICK: dict[str, dict[str, Any]] = {
     "site": {"default_wall_time": "5m", "kill_grace": "2s"},
     "scheduler": {"poll_interval": "1s", "command_timeout": "10s"},
-    "packing": {"interval": "1s"},
+    # side by side at once: what clusters do is tested here, not what packing saves
+    "packing": {"interval": "1s", "efficiency": 0.0},
     "pilot": {"idle_timeout": "20s", "startup_margin": "20s", "drain_margin": "10s"},
     "flower": {"enabled": False},
 }
