@@ -13,6 +13,7 @@ flows into it, or when what does is worth less than half of its nodes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -49,6 +50,9 @@ LITTLE = 0.25
 TOO_SMALL = 4.0
 #: … and when it has been queued for so many seconds: none is asked for and given up for another.
 _SETTLED = 60.0
+#: Where charges count, as many allocations of the widest size as may run at once have so many times
+#: fewer nodes than the queue's limits allow.
+NARROW = 1.5
 
 
 def pack(
@@ -355,7 +359,13 @@ class _Planner:
         return Waiting(demand, f"packing.budget has {hours:.1f} node-hours left", "budget")
 
     def _caps(self, queue: Queue, demand: Demand, spare: bool) -> Caps | None:
-        nodes, room = queue.max_nodes, self._room.left(queue)
+        # several narrow ones rather than a wide one: each ends by itself when the work gets less, and
+        # where limits end them the last tasks of a few lanes are waited for, not of all
+        nodes = queue.max_nodes
+        if self._policy.efficiency:
+            share = math.ceil(nodes / (NARROW * max(1, queue.max_running)))
+            nodes = min(nodes, max(share, queue.min_nodes, demand.resources.num_nodes))
+        room = self._room.left(queue)
         if spare and self._policy.machine_nodes is not None:
             free = self._policy.machine_nodes - self._room.nodes
             if free >= max(queue.min_nodes, demand.resources.num_nodes):

@@ -24,7 +24,7 @@ SCATTER = 0.25
 _DRIFT = 0.5
 #: How much longer than expected the tasks of a lane together may take, and so what is asked for:
 #: time that is not used is not charged. Without an expected time their limits bound them.
-SLACK, SLACK_OF_LIMITS = 1.5, 1.1
+SLACK, SLACK_OF_LIMITS = 4.0, 1.1
 #: What part of its limit a task is likely to run when nothing else is known: users ask for more
 #: than they use. Only the width depends on it; time is asked for as if each ran to its limit.
 GUESS = 0.4
