@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -36,6 +37,10 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two times at which what was learned fades.
 _FADE = 300.0
+#: Packing takes no more than one part in so many of the time.
+_SHARE = 5.0
+#: Seconds between two looks for idle nodes while queued allocations are waited for.
+_BESIDE = 30.0
 
 
 class Service:
@@ -78,6 +83,8 @@ class Service:
             self.engine.outstanding,
         )
         self._fade_at = 0.0
+        self._pack_at = 0.0
+        self._beside_at = 0.0
         self._turns = {name: threading.Lock() for name in ("pack", "poll", "housekeep")}
 
     def start(self) -> None:
@@ -97,11 +104,20 @@ class Service:
     def pack(self) -> None:
         """Ask for the allocations that the backlog needs."""
         with self._turn("pack") as mine:
-            if mine:
-                packed = pack(self.store, self._scheduler, self.site, self._client)
+            if mine and time.monotonic() >= self._pack_at:
+                begin = time.monotonic()
+                look_beside = begin >= self._beside_at
+                if look_beside:
+                    self._beside_at = begin + _BESIDE
+                packed = pack(
+                    self.store, self._scheduler, self.site, self._client, look_beside=look_beside
+                )
                 self._journal.write(packed.decision)
                 self.engine.courier.tell(packed.changes)
                 self._announcer.tell(packed.paused)
+                # where a look takes long, most of the time is left to others
+                took = time.monotonic() - begin
+                self._pack_at = begin + _SHARE * took
 
     def poll(self) -> None:
         """Learn what became of the allocations, and reap those that have ended."""

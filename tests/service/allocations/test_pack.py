@@ -402,8 +402,8 @@ def test_idle_nodes_are_asked_for_first(store: Store, site: Site, clock: Clock) 
     site = with_packing(site)
     add(store, *(program(f"task{n:04}") for n in range(4000)), now=clock.now)
     assert {r.code for r in decided(store, site).plan.requests} == {"backlog"}
-    first, *_ = decided(store, site, Window("local", 4, 36_000.0)).plan.requests
-    assert (first.code, first.nodes) == ("window", 4)
+    first, *_ = decided(store, site, Window("local", 2, 36_000.0)).plan.requests
+    assert (first.code, first.nodes) == ("window", 2)
 
 
 class Forgetful(LocalScheduler):
