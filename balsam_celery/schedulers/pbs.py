@@ -67,6 +67,7 @@ class PbsScheduler(Scheduler):
         hidden: Collection[str] = (),
     ) -> None:
         self._down_after = down_after
+        self._sights = pbs_nodes.Sights()
         self._prefix = job_prefix(site)
         self._queues = queues
         self._submitting = Commands(timeout, hidden=hidden)
@@ -200,7 +201,9 @@ class PbsScheduler(Scheduler):
             for known in dict.fromkeys((name, pbs_nodes.short(name))):
                 now, told = self._nodes(known)
                 if any(node.states for node in told):
-                    if all(pbs_nodes.is_given_up(node, now, self._down_after) for node in told):
+                    # each is looked at, also behind one that is up: its time may begin now
+                    given_up = [self._sights.given_up(node, now, self._down_after) for node in told]
+                    if all(given_up):
                         down.add(name)
                     break
         return frozenset(down)
