@@ -55,7 +55,11 @@ class PbsScheduler(Scheduler):
         hidden: names of environment variables that neither commands nor jobs may see.
     """
 
-    capabilities = Capabilities(finds_by_name=True, tells_queues=True, tells_idle=True)
+    # pbs_mom knows the processes of a job by their sessions alone; a job whose first node's MoM is
+    # lost, or which is deleted by force, is F whatever runs there
+    capabilities = Capabilities(
+        finds_by_name=True, tells_queues=True, tells_idle=True, end_is_proof=False
+    )
     template = "pbs.sh.j2"
 
     def __init__(

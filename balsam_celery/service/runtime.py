@@ -22,6 +22,7 @@ from balsam_celery.service.engine import WHO, Engine
 from balsam_celery.service.inbox import push
 from balsam_celery.service.journal import Journal
 from balsam_celery.service.leading import NotLeading
+from balsam_celery.service.lingering import Lingering
 from balsam_celery.service.pack import pack
 from balsam_celery.service.poll import Poller
 from balsam_celery.service.publish import Publisher
@@ -73,7 +74,9 @@ class Service:
         self._journal = Journal(site)
         self.engine = Engine(site, app, store, redis_client(site), backend, self._journal, on_lead)
         self._announcer = Announcer()
-        self._poller = Poller(store, scheduler, site)
+        proof = scheduler.capabilities.end_is_proof
+        lingering = None if proof else Lingering(store, self._client, site)
+        self._poller = Poller(store, scheduler, site, lingering)
         self._checks = Checks(
             store,
             app,
