@@ -91,6 +91,22 @@ class NodeFree:
             wanted.resources_per_node,
         )
 
+    def used_of(self, wanted: Resources) -> float:
+        """The largest part (0 to 1) that is taken of anything that ``wanted`` asks for."""
+        capacity = self.capacity
+        total = len(capacity.cores)
+        used = [1 - len(self.cores) / total] if total else [1.0]
+        if wanted.gpus_per_rank and capacity.gpus:
+            used.append(1 - sum(self.gpus) / (_GPU * len(capacity.gpus)))
+        if wanted.memory_per_node and capacity.memory:
+            used.append(1 - self.memory / capacity.memory)
+        if wanted.node_packing_count is not None:
+            used.append(min(1.0, self.occupancy))
+        free = dict(zip((name for name, _ in capacity.resources), self.counts, strict=True))
+        asked = dict(wanted.resources_per_node)
+        used += [1 - free[name] / n for name, n in capacity.resources if n and asked.get(name)]
+        return max(used)
+
     def _has(self, wanted: Counts) -> bool:
         free = dict(zip((name for name, _ in self.capacity.resources), self.counts, strict=True))
         return all(free.get(name, 0) >= amount for name, amount in wanted)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from balsam_celery.resources import NodeCapacity, Resources
+from balsam_celery.resources import Counts, NodeCapacity, Resources
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +50,19 @@ class Lane:
         free_cores: cores free now.
         busy_for: seconds until all are, at the latest (0: now).
         likely_for: seconds until all are, as is expected; ``None``: ``busy_for``.
+        gpus: millionths free now of each GPU, in any order; ``None``: all.
+        memory: bytes free now; ``None``: all.
+        resources: how much is free now of each thing that the site counts; ``None``: all.
+        occupancy: sum of 1/``node_packing_count`` of the tasks on it that gave one.
     """
 
     free_cores: int
     busy_for: float = 0.0
     likely_for: float | None = None
+    gpus: tuple[int, ...] | None = None
+    memory: int | None = None
+    resources: Counts | None = None
+    occupancy: float = 0.0
 
     @property
     def wait(self) -> float:

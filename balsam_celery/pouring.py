@@ -8,20 +8,18 @@ poured in while the row ends in time.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from balsam_celery.lanes import Lanes
 from balsam_celery.limits import Policy, at_once
-from balsam_celery.plans import Demand, Existing, Flow, Lane
+from balsam_celery.plans import Demand, Existing, Flow
 from balsam_celery.resources import NodeCapacity
 
 #: Demands with how many of their tasks are left.
 Rest = list[tuple[Demand, int]]
 
 _ROUNDING = 1e-9
-#: Lanes whose ends differ by less than this part of the allocation's time are taken for equal.
-_STEPS = 512
 #: An allocation takes work so many times deeper than another one would have to be to pay: so what
 #: comes late, or was too much by little, is not asked for anew.
 _ROOMY = 1.5
@@ -34,7 +32,7 @@ class Block:
     Attributes:
         nodes, usable, node: as of :class:`~balsam_celery.plans.Existing`.
         policy: the site's.
-        lanes: (cores free now, seconds until all are, how many such nodes); empty: all free.
+        lanes: what its nodes have free, and when; ``None``: all is free.
         depth: seconds of it that are filled.
         longest: seconds for which it is held by the longest task in it, whatever else it runs.
         share: what was poured in.
@@ -44,7 +42,7 @@ class Block:
     usable: float
     node: NodeCapacity
     policy: Policy
-    lanes: tuple[tuple[int, float, int], ...] = ()
+    lanes: Lanes | None = None
     depth: float = 0.0
     longest: float = 0.0
     share: Rest = field(default_factory=list)
@@ -52,9 +50,10 @@ class Block:
     @classmethod
     def of(cls, allocation: Existing, policy: Policy) -> Block:
         """One that exists, with what runs in it."""
-        lanes = _alike(allocation.lanes, allocation.usable)
-        block = cls(allocation.nodes, allocation.usable, allocation.node, policy, lanes)
-        block.longest = max((wait for _, wait, _ in lanes), default=0.0)
+        block = cls(allocation.nodes, allocation.usable, allocation.node, policy)
+        if allocation.lanes:
+            block.lanes = Lanes(allocation.lanes, allocation.node, allocation.usable)
+            block.longest = block.lanes.longest
         return block
 
     @property
@@ -99,31 +98,18 @@ class Block:
             worth = max(_ROOMY * self.policy.depth(duration), self.longest)
             last = min(last, max(0, math.ceil(worth / duration - _ROUNDING) - 1) * duration)
         rounds = 1 + math.floor(last / duration + _ROUNDING)
-        filled = self.depth + self._busy(rounds * duration)
+        filled = self.depth + self._busy(demand, rounds * duration)
         # behind rows of other lengths the last row ends later than a whole number of its own
         behind = 1 + math.floor((last - filled) / duration + _ROUNDING) if filled <= last else 0
         return max(0, row * behind, math.floor(row * (rounds - filled / duration) + _ROUNDING))
 
-    def _busy(self, until: float) -> float:
-        """How much of the first ``until`` seconds is used by what runs now."""
-        cores = len(self.node.cores)
-        held = sum((cores - free) * min(wait, until) * n for free, wait, n in self.lanes)
-        return held / (cores * self.nodes) if held else 0.0
+    def _busy(self, demand: Demand, until: float) -> float:
+        """How much of the first ``until`` seconds what runs now takes from ``demand``."""
+        return self.lanes.used(demand.resources, until) / self.nodes if self.lanes else 0.0
 
     def _starts(self, demand: Demand, needed: float) -> bool:
         """Enough nodes are likely to be free in time for one such task."""
-        if not self.lanes:
-            return True
-        cores = demand.resources.cores_on(len(self.node.cores))
-        latest = self.usable - needed
-        free = sum(n for has, wait, n in self.lanes if has >= cores or wait <= latest)
-        return free >= demand.resources.num_nodes
-
-
-def _alike(lanes: Iterable[Lane], usable: float) -> tuple[tuple[int, float, int], ...]:
-    step = usable / _STEPS or 1.0
-    counts = Counter((lane.free_cores, round(lane.wait / step)) for lane in lanes)
-    return tuple((free, steps * step, n) for (free, steps), n in sorted(counts.items()))
+        return self.lanes is None or self.lanes.start(demand.resources, self.usable - needed)
 
 
 def by_shape(backlog: Iterable[Demand]) -> Rest:

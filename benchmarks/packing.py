@@ -8,7 +8,7 @@ not in it. The first pass of a process also counts how many tasks of each shape 
 shown by itself.
 
 Three states are measured: nothing exists; all that may be asked for is queued; four allocations run
-on 1,000 nodes, each of which is busy.
+on 1,000 nodes, each of which is busy, many with their GPUs held.
 """
 
 from __future__ import annotations
@@ -63,7 +63,13 @@ def states() -> dict[str, list[Existing]]:
     running = [
         Existing(
             f"r{n}", "wide", "running", 1000, 40_000.0, NODE,
-            tuple(Lane(draw.randrange(32), t := draw.uniform(0, 3000), t / 2) for _ in range(1000)),
+            tuple(
+                Lane(
+                    draw.randrange(32), t := draw.uniform(0, 3000), t / 2,
+                    gpus=draw.choice([None, (0, 0, 0, 0), (0, 0, 500_000, 1_000_000)]),
+                )
+                for _ in range(1000)
+            ),
         )
         for n in range(4)
     ]  # fmt: skip

@@ -31,6 +31,7 @@ FLOORS: dict[str, int] = {
     "lookahead": 0,
     "nodefree": 0,
     "pilotfree": 0,
+    "lanes": 0,
     "limits": 0,
     "plans": 0,
     "asking": 0,

@@ -7,9 +7,11 @@ from collections.abc import Iterable, Sequence
 
 from sqlalchemy import Connection
 
+from balsam_celery.lanes import Held, lanes
 from balsam_celery.limits import Queue, policy_of, queues_of
+from balsam_celery.nodefree import NodeFree
 from balsam_celery.packing import Existing, Lane
-from balsam_celery.resources import NodeCapacity
+from balsam_celery.resources import NodeCapacity, NodeShare
 from balsam_celery.service.estimates import Estimates
 from balsam_celery.settings import Settings
 from balsam_celery.store import allocations, scans
@@ -56,7 +58,7 @@ def _one(
     node = queue.node if queue is not None else NodeCapacity("unknown", ())
     margins = policy_of(settings)
     live = [pilot for pilot in pilots if pilot.state is PilotState.LIVE]
-    lanes: tuple[Lane, ...] = ()
+    each: tuple[Lane, ...] = ()
     usable = 0.0
     width = row.nodes
     idle_for = None
@@ -69,7 +71,7 @@ def _one(
         node = nodes[0] if nodes else node
         width = len(nodes)
         usable = pilot.end_time - margins.drain_margin - now
-        lanes = _lanes(nodes, tasks[pilot.id], known, margins.kill_grace, now)
+        each = _lanes(nodes, tasks[pilot.id], known, margins.kill_grace, now)
         if not tasks[pilot.id]:
             idle_for = now - (now if pilot.idle_since is None else pilot.idle_since)
     elif not pilots and row.state is AllocationState.RUNNING:
@@ -86,7 +88,7 @@ def _one(
         width,
         max(0.0, usable),
         node,
-        lanes,
+        each,
         0.0 if runs else now - row.created,
         idle_for,
     )
@@ -99,19 +101,21 @@ def _lanes(
     grace: int,
     now: float,
 ) -> tuple[Lane, ...]:
-    taken: dict[str, int] = defaultdict(int)
-    until: dict[str, float] = defaultdict(float)
-    likely: dict[str, float] = defaultdict(float)
+    free = {node.name: NodeFree.of(node) for node in nodes}
+    held = []
     for task in tasks:
-        latest = max(0.0, task.changed + task.wall_time + grace - now)
-        expected = known.remaining(task, grace, now)
-        for share in task.shares or ():
-            node = share["node"]
-            if not share.get("queued"):
-                taken[node] += len(share["cores"])
-            until[node] = max(until[node], latest)
-            likely[node] = max(likely[node], expected)
-    return tuple(
-        Lane(len(node.cores) - taken[node.name], until[node.name], likely[node.name])
-        for node in nodes
-    )
+        shares = [from_plain(NodeShare, share) for share in task.shares or ()]
+        for share in shares:
+            # what is queued behind another task holds nothing yet
+            if share.node in free and not share.queued:
+                free[share.node] = free[share.node].with_taken(
+                    share, task.node_packing_count, gang=len(shares) > 1
+                )
+        held.append(
+            Held(
+                tuple(share.node for share in shares),
+                max(0.0, task.changed + task.wall_time + grace - now),
+                known.remaining(task, grace, now),
+            )
+        )
+    return lanes(free.values(), held)

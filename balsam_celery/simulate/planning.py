@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
+from balsam_celery.lanes import Held, lanes
 from balsam_celery.ledger import Ledger
 from balsam_celery.packing import Demand, Existing, Lane, Plan, Window, pack
-from balsam_celery.pilotfree import PilotFree
+from balsam_celery.pilotfree import Holding, PilotFree
 from balsam_celery.placement import Candidate, Pass, place
 from balsam_celery.simulate.state import Allocation, State
 
@@ -108,7 +109,7 @@ def windows(state: State) -> list[Window]:
 def existing(state: State, allocation: Allocation, now: float) -> Existing:
     """An allocation as packing sees it (as ``service.existing`` builds it from SQL)."""
     policy = state.machine.policy
-    lanes: tuple[Lane, ...] = ()
+    each: tuple[Lane, ...] = ()
     if allocation.state == "queued":
         usable = float(policy.usable(allocation.wall_time))
     elif allocation.state == "starting":
@@ -117,7 +118,7 @@ def existing(state: State, allocation: Allocation, now: float) -> Existing:
     else:
         pilot = state.ledger.pilots[allocation.id]
         usable = 0.0 if allocation.draining else pilot.deadline - now
-        lanes = _lanes(state, pilot, allocation.nodes, now)
+        each = _lanes(state, pilot, now)
     return Existing(
         allocation.id,
         allocation.queue,
@@ -125,27 +126,18 @@ def existing(state: State, allocation: Allocation, now: float) -> Existing:
         allocation.nodes,
         max(0.0, usable),
         state.machine.node,
-        lanes,
+        each,
         now - allocation.submitted if allocation.state == "queued" else 0.0,
         None if allocation.idle_since is None else now - allocation.idle_since,
     )
 
 
-def _lanes(state: State, pilot: PilotFree, nodes: int, now: float) -> tuple[Lane, ...]:
-    cores = len(state.machine.node.cores)
+def _lanes(state: State, pilot: PilotFree, now: float) -> tuple[Lane, ...]:
     work, remaining = state.workload, state.estimates.remaining
-    #: by node: free cores, when all are free at the latest, and when that is likely
-    held: dict[str, tuple[int, float, float]] = {}
-    for holding in pilot.holdings.values():
-        until = holding.until
-        kind = work.kinds[work.kind[int(holding.id)]]
-        likely = now + remaining(kind, now - holding.since, until - now)
-        for share in holding.shares:
-            left, latest, soon = held.get(share.node, (cores, now, now))
-            held[share.node] = (
-                left - len(share.cores),
-                until if until > latest else latest,
-                likely if likely > soon else soon,
-            )
-    busy = [Lane(left, latest - now, soon - now) for left, latest, soon in held.values()]
-    return (*busy, *[Lane(cores)] * (nodes - len(held)))
+
+    def held(holding: Holding) -> Held:
+        left = holding.until - now
+        likely = remaining(work.kinds[work.kind[int(holding.id)]], now - holding.since, left)
+        return Held(tuple(share.node for share in holding.shares), left, likely)
+
+    return lanes(pilot.nodes, map(held, pilot.holdings.values()))
