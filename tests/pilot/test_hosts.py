@@ -56,6 +56,28 @@ def test_eight_nodes(head: Service) -> None:
     assert [last.reason for last in head.all(PilotEnded)] == ["SIGTERM received"]
 
 
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_sixty_four_nodes(tmp_path: Path, redis_server: RedisServer) -> None:
+    """All keepers and workers come on this one machine, run what they are sent, and go."""
+    service = Service(Cluster(tmp_path / "c", redis_server, start_timeout=600).site, redis_server)
+    try:
+        pilot = service.begin([1] * 64, virtual=False)
+        registered = pilot.wait_registered(600)
+        assert [node.name for node in registered.nodes] == pilot.nodes
+        processes = [*keepers(pilot), *(pilot.identity_of(name) for name in pilot.nodes)]
+        assert len(set(processes)) == 2 * 64
+        for node in pilot.nodes:
+            share = (pilot.share(node),)
+            pilot.run(pilot.spec(f"on-{node}", "/bin/true", shares=share), node=node)
+        assert {service.ended(f"on-{node}", timeout=60).exit_code for node in pilot.nodes} == {0}
+        pilot.process.send_signal(signal.SIGTERM)
+        assert pilot.wait_ended(300) == 0
+        assert [one for one in processes if procs.alive(one)] == []
+    finally:
+        service.close()
+
+
 def test_the_token_is_in_no_argument_or_variable(head: Service) -> None:
     pilot = head.start([1, 1], virtual=False)
     invitation = pilot.directory / "nodes.json"
