@@ -64,8 +64,8 @@ def fork(
     """Fork a worker and return its pid.
 
     It leads a session of its own. A batch system may know a job by the session of its script alone
-    (PBS's ``kill_session`` of ``mom_mach.c``), and kills all of that at once, main process and worker;
-    the programs, in sessions of their own, would go on, and nobody would know of them. So the worker
+    (PBS: ``kill_session`` in ``mom_mach.c``) and kill all of that at once. With the worker in it,
+    nobody would be left to end the programs, which are in sessions of their own. So the worker
     stays, sees that its parent has died, and ends them.
 
     Args:

@@ -156,6 +156,9 @@ class Scheduler(ABC):
     capabilities: ClassVar[Capabilities] = Capabilities()
     #: File in ``config/jobs`` with the Jinja template of the batch script.
     template: ClassVar[str] = "plain.sh.j2"
+    #: Seconds between TERM and KILL of a job that is cancelled, as the scheduler has it by default,
+    #: and the setting's name there; ``None`` where it waits for ``kill_grace``.
+    kill_delay: ClassVar[tuple[float, str] | None] = None
 
     def submit_command(self, request: JobRequest) -> Sequence[str]:
         """The command that ``submit`` runs, for people; empty when it runs none."""

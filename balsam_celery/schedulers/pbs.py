@@ -61,6 +61,7 @@ class PbsScheduler(Scheduler):
         finds_by_name=True, tells_queues=True, tells_idle=True, end_is_proof=False
     )
     template = "pbs.sh.j2"
+    kill_delay = (10.0, "kill_delay")
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """Pilots whose job is over by the word of a scheduler that cannot know it of every process.
 
-PBS calls a job finished whose processes it has lost sight of (``Capabilities.end_is_proof``). R4 asks
-for more: the allocation stays RUNNING, and its tasks where they are, until the pilot has said
+PBS calls a job finished whose processes it has lost sight of (``Capabilities.end_is_proof``). R4
+asks for more: the allocation stays RUNNING, and its tasks where they are, until the pilot has said
 farewell, or nothing was heard of any of its workers for as long as one that is cut off takes to end
 everything. Meanwhile the pilot is told to end.
 """
@@ -77,8 +77,8 @@ class Lingering:
         if any(one.state is PilotState.LIVE for one in waiting):
             self._store.run(lambda conn: _drain(conn, waiting))
         return {
-            one.allocation: f"{_REASON}, but its pilot {one.id} has not said so: its tasks wait until"
-            f" it has, or was silent for {format_duration(self._patience)}"
+            one.allocation: f"{_REASON}, but its pilot {one.id} has not said so: its tasks wait"
+            f" until it has, or was silent for {format_duration(self._patience)}"
             for one in waiting
         }
 

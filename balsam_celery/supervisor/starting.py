@@ -8,10 +8,12 @@ import sys
 import time
 from collections.abc import Callable
 
+from balsam_celery.durations import format_duration
 from balsam_celery.errors import InvalidInput, SchemaError, SiteError
 from balsam_celery.launchers import KINDS
 from balsam_celery.launchers.template import Template
 from balsam_celery.private import private_dir
+from balsam_celery.schedulers import make_scheduler
 from balsam_celery.site import Site, check_runs_here, connect_store, this_host
 from balsam_celery.store import facts, migrate
 from balsam_celery.supervisor import probes, records
@@ -30,6 +32,8 @@ Progress = Callable[[str], None]
 GIVE_UP_AFTER = 3
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _POLL = 0.1
+#: Seconds that a pilot takes to end, beside the graces of its programs.
+_END_MARGIN = 2.0
 
 
 def _silent(_message: str) -> None:
@@ -62,6 +66,8 @@ def up(site: Site, progress: Progress = _silent, *, timeout: float = 120.0) -> N
             " write the URL into a file (mode 0600), and name it in url_file"
         )
     check_launchers(site)
+    if warning := short_delay(site):
+        progress(warning)
     for directory in (
         site.local_dir.parent, site.local_dir, site.pid_dir, site.log_dir, site.run_dir,
         site.secrets_dir,
@@ -109,6 +115,22 @@ def check_launchers(site: Site) -> None:
     # a template may be what an application asks for
     if settings.launcher.template or "template" in wanted.values():
         Template(settings.launcher.template)
+
+
+def short_delay(site: Site) -> str:
+    """One line if the scheduler may kill a pilot before its programs have ended; else empty."""
+    settings = site.settings
+    kind = settings.scheduler.kind
+    delay = make_scheduler(kind, settings=settings, local_dir=site.local_dir).kill_delay
+    # a grace for the programs, and one for what they have left
+    if delay is None or 2 * settings.site.kill_grace + _END_MARGIN <= delay[0]:
+        return ""
+    grace = format_duration(settings.site.kill_grace)
+    return (
+        f"[site] kill_grace of {grace} is long for {kind}, which"
+        f" kills a cancelled job {delay[0]:.0f} s after TERM unless its {delay[1]} says otherwise:"
+        " what is cut off then comes back minutes later"
+    )
 
 
 def clear_earlier_life(site: Site, progress: Progress) -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +27,20 @@ from tests.schedulers.harness_pbs import PbsHarness
 from tests.slurm.live import QUICK
 from tests.waiting import wait_until
 
+#: Says whether its earlier run lives. The first stays, and does not mind a TERM.
+PROGRAM = """
+import os, signal, sys, time
+from pathlib import Path
+runs = Path(sys.argv[1])
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+number = len(list(runs.iterdir())) + 1
+if number == 1:
+    (runs / "new").write_text(str(os.getpid()))
+    (runs / "new").rename(runs / "1")
+    time.sleep(300)
+earlier = Path("/proc", (runs / "1").read_text(), "cmdline")
+(runs / str(number)).write_text(str(earlier.exists() and str(runs) in earlier.read_text()))
+"""
 MPI_SUM = str(Path(__file__).parent.parent / "slurm" / "mpi_sum.py")
 
 
@@ -84,6 +102,72 @@ def test_tasks_over_nodes_of_a_pbs_job(live: LiveSite, pbs: PbsHarness, tmp_path
     assert not [one for one in living if one is not None and procs.alive(one)]
     with live.store.read() as conn:
         ran = [one for one in allocations.list_allocations(conn) if one.native_id]
-    assert {one.native_id for one in ran} <= {
+    assert ran
+    assert {one.native_id for one in ran} == {
         f"{job['number']}.{fake_pbs.SERVER}" for job in pbs.fake.jobs()
     }
+
+
+def _jobs_processes(number: int, module: str) -> list[procs.Identity]:
+    """Processes of a job that were started with ``-m module``."""
+    found = []
+    for pid in procs.marked([f"PBS_JOBID={number}.{fake_pbs.SERVER}"]):
+        process = procs.identity(pid)
+        try:
+            argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except FileNotFoundError:
+            continue
+        if process is not None and module.encode() in argv:
+            found.append(process)
+    return found
+
+
+def _kill_pilot(pbs: PbsHarness, number: int) -> None:
+    """As the kernel does when memory is short: the main process, not its worker."""
+    (head,) = [one for one in _jobs_processes(number, "balsam_celery.pilot") if not _is_worker(one)]
+    assert procs.send(head, signal.SIGKILL)
+
+
+def _is_worker(process: procs.Identity) -> bool:
+    found = procs.entry(process.pid)
+    return found is not None and found.session == process.pid
+
+
+def _delete_by_force(pbs: PbsHarness, number: int) -> None:
+    command = [shutil.which("qdel") or "", "-W", "force", f"{number}.{fake_pbs.SERVER}"]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def _lose_mom(pbs: PbsHarness, number: int) -> None:
+    """The first node's MoM dies, and the server gives the job up (-20); the pilot lives."""
+    for pid, found in procs.snapshot().items():
+        argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if argv[-3:-1] == [b"mom", str(number).encode()]:
+            procs.send(found.identity, signal.SIGKILL)
+    with pbs.fake.locked():
+        job = pbs.fake.load(str(number))
+        assert job is not None
+        pbs.fake.save({**job, "state": "F", "ended": time.time(), "code": -20})
+
+
+@pytest.mark.timeout(240)
+def test_no_program_outlives_what_pbs_calls_its_end(
+    live: LiveSite, pbs: PbsHarness, tmp_path: Path
+) -> None:
+    """Each time, the second run begins when the first is over, and not before."""
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    for end in (_kill_pilot, _delete_by_force, _lose_mom):
+        runs = tmp_path / end.__name__
+        runs.mkdir()
+        (id,) = live.submit("--", sys.executable, str(program), str(runs))
+        wait_until(lambda: (runs / "1").exists(), 100, "the first run has begun")  # noqa: B023
+        live.wait_for(id, "RUNNING", timeout=30)
+        with live.store.read() as conn:
+            held = allocations.get_pilot(conn, live.task(id).pilot or "").allocation
+            native_id = allocations.get_allocation(conn, held).native_id or ""
+        end(pbs, int(native_id.partition(".")[0]))
+        row = live.wait_for(id, "JOB_FINISHED", "FAILED", timeout=60)
+        assert row.state == "JOB_FINISHED", row.reason
+        assert (runs / "2").read_text() == "False", "the first one lived"
+        assert not (runs / "3").exists()

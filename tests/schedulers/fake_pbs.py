@@ -13,6 +13,7 @@ import json
 import os
 import pwd
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,6 +21,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from balsam_celery import procs
 
 SAMPLES = Path(__file__).parent.parent / "data" / "openpbs_samples"
 SERVER = "pbsserver"
@@ -143,7 +146,11 @@ def qsub(fake: Fake, arguments: list[str]) -> int:
 
 
 def mom(fake: Fake, arguments: list[str]) -> int:
-    """Run a job to its end."""
+    """Run a job to its end, as ``pbs_mom`` does.
+
+    A login shell reads the script's name. It leads the session by which alone the job's processes
+    are known, and when it ends, the rest of its session is killed at once. A TERM ends it.
+    """
     job = fake.load(arguments[0])
     assert job is not None
     user = pwd.getpwuid(os.geteuid())
@@ -166,33 +173,48 @@ def mom(fake: Fake, arguments: list[str]) -> int:
     }
     script = fake.state / f"{job['number']}.SC"
     script.write_text(job["script"])
+    script.chmod(0o700)
     process = subprocess.Popen(
-        ["/bin/sh", str(script)],
+        ["/bin/bash"],
         cwd=user.pw_dir,
         env=environment,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
+    assert process.stdin is not None
+    process.stdin.write(f"{shlex.quote(str(script))}\n".encode())
+    process.stdin.close()
     asked = None
     while process.poll() is None:
         job = fake.load(arguments[0])
         assert job is not None
         if "deleted" in job and asked is None:
             asked = time.monotonic()
-            os.killpg(process.pid, signal.SIGTERM)
-        if asked is not None and time.monotonic() > asked + KILL_DELAY:
-            os.killpg(process.pid, signal.SIGKILL)
+            kill_session(process.pid, signal.SIGTERM)
+        late = asked is not None and time.monotonic() > asked + KILL_DELAY
+        if late or job["state"] == "F":
+            kill_session(process.pid, signal.SIGKILL)
         time.sleep(0.02)
+    kill_session(process.pid, signal.SIGKILL)
     with fake.locked():
         job = fake.load(arguments[0])
         assert job is not None
+        if job["state"] == "F":
+            return 0  # the server has ended it without a word of its node
         code = process.returncode
         fake.save(
             {**job, "state": "F", "ended": time.time(), "code": code if code >= 0 else 256 - code}
         )
     return 0
+
+
+def kill_session(session: int, number: signal.Signals) -> None:
+    """Signal all processes of a session, and no others of the job."""
+    for entry in procs.snapshot().values():
+        if entry.session == session and entry.lives:
+            procs.send(entry.identity, number)
 
 
 def qselect(fake: Fake, arguments: list[str]) -> int:
@@ -242,7 +264,8 @@ def moment(seconds: float) -> str:
 
 
 def qdel(fake: Fake, arguments: list[str]) -> int:
-    (id,) = arguments
+    *options, id = arguments
+    assert options in ([], ["-W", "force"]), arguments
     job = fake.load(id)
     if job is None:
         return replay("qdel-unknown", **{f"99999_{SERVER}": id})
@@ -250,6 +273,8 @@ def qdel(fake: Fake, arguments: list[str]) -> int:
         return replay("qdel-finished", **{f"61_{SERVER}": id})
     if job["state"] == "Q":
         job |= {"state": "F", "ended": time.time(), "code": 0}
+    if options:
+        job |= {"state": "F", "ended": time.time(), "code": 265}
     fake.save({**job, "deleted": True})
     return replay("qdel-running")
 

@@ -18,6 +18,7 @@ from balsam_celery.supervisor import children, ending, records
 from balsam_celery.supervisor.daemon import LONGEST_PAUSE, pause_before_restart
 from balsam_celery.supervisor.locks import control_lock, try_lock
 from balsam_celery.supervisor.logs import open_log, rotate, tail
+from balsam_celery.supervisor.starting import short_delay
 from tests.waiting import wait_until
 
 
@@ -151,3 +152,18 @@ def test_sweep_ends_what_carries_mark_and_role(site: Site) -> None:
         for process in (left, allocation, other):
             process.kill()
             process.wait(10)
+
+
+def test_a_grace_longer_than_the_schedulers_is_told(site: Site) -> None:
+    def told(kind: str, grace: int) -> str:
+        old = site.settings
+        changed = dataclasses.replace(
+            old,
+            site=dataclasses.replace(old.site, kill_grace=grace),
+            scheduler=dataclasses.replace(old.scheduler, kind=kind),
+        )
+        return short_delay(dataclasses.replace(site, settings=changed))
+
+    assert told("pbs", 4) == ""
+    assert "kill_grace of 5s is long for pbs" in told("pbs", 5)
+    assert told("local", 500) == ""
