@@ -57,7 +57,7 @@ def ahead(
     def count(*conditions: ColumnElement[bool]) -> ColumnElement[int]:
         return func.count().filter(*conditions)
 
-    # once over the backlog, however long; of those that go behind the index tells enough
+    # once over the backlog, however long: each row is read one time
     query = (
         by_index(
             select(
