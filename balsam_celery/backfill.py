@@ -87,6 +87,8 @@ class Backfill:
         if not self._refused:
             return False
         for candidate in self._refused:
+            if len(self._held) == len(self._pilots()):
+                break
             self._reserve(candidate)
         self._refused.clear()
         return True

@@ -25,10 +25,12 @@ class LookAhead:
     Attributes:
         tasks: how many may be queued behind others in all.
         longest: ``expected_time`` in seconds below which a task is short.
+        many: with so many candidates of one kind, more of it wait than placement is shown.
     """
 
     tasks: int = 0
     longest: float = 1.0
+    many: int | None = None
 
     @property
     def patience(self) -> float:
@@ -74,11 +76,12 @@ def choose(
     left = ahead.tasks - sum(len(behind) for pilot, _ in pilots for _, behind in pilot.queued())
     for wanted, candidates in short.items():
         lanes = [
-            (depth, order, number, holding)
+            (depth, order, holding.key, holding)
             for order, (pilot, kept) in enumerate(pilots)
-            for number, (holding, depth) in enumerate(pilot.lanes(wanted, ~kept))
+            for holding, depth in pilot.lanes(wanted, ~kept)
         ]
-        spared = min(left, len(candidates) - len(lanes))
+        is_shown_all = ahead.many is None or len(candidates) < ahead.many
+        spared = min(left, len(candidates) - (len(lanes) if is_shown_all else 0))
         if spared <= 0:
             continue
         heapq.heapify(lanes)
@@ -88,8 +91,8 @@ def choose(
                 heapq.heappop(lanes)
             if not lanes:
                 break
-            depth, order, number, holding = lanes[0]
-            heapq.heapreplace(lanes, (depth + 1, order, number, holding))
+            depth, order, key, holding = lanes[0]
+            heapq.heapreplace(lanes, (depth + 1, order, key, holding))
             left -= 1
             yield candidate, pilots[order][0], holding
 

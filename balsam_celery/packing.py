@@ -365,8 +365,8 @@ class _Planner:
         return Waiting(demand, f"packing.budget has {hours:.1f} node-hours left", "budget")
 
     def _caps(self, queue: Queue, demand: Demand, spare: bool) -> Caps | None:
-        # several narrow ones rather than a wide one: each ends by itself when the work gets less, and
-        # where limits end them the last tasks of a few lanes are waited for, not of all
+        # several narrow ones rather than a wide one: each ends by itself when the work gets less,
+        # and where limits end them the last tasks of a few lanes are waited for, not of all
         nodes = queue.max_nodes
         if self._policy.efficiency:
             share = math.ceil(nodes / (NARROW * max(1, queue.max_running)))

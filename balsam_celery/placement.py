@@ -14,7 +14,7 @@ Short tasks may be sent ahead of free cores (:mod:`balsam_celery.lookahead`).
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -81,19 +81,21 @@ def place(
     pilots = _Pilots(ledger, now, ahead)
     placements: list[Placement] = []
     # what runs only grows during a pass: what did not fit once does not fit later in it
-    refused: set[tuple[Resources, float, float]] = set()
+    refused: Counter[tuple[Resources, float, float]] = Counter()
     short: dict[Resources, list[Candidate]] = defaultdict(list)
     for candidate in sorted(candidates, key=lambda one: _order(one, now, ageing)):
-        if not pilots.open:
+        if not pilots.count:
             break
         kind = (candidate.resources, candidate.limit, candidate.least_time)
-        if kind not in refused:
+        if not refused[kind]:
             placed = pilots.start(candidate)
             if placed is not None:
                 placements.append(placed)
                 continue
-            refused.add(kind)
+        if refused[kind] < pilots.count:
+            # each of equal tasks may have a pilot kept for it
             pilots.backfill.refuse(candidate)
+        refused[kind] += 1
         if ahead.tasks and (lane := ahead.lane(candidate)) is not None:
             short[lane].append(candidate)
     if tell_all or ahead.tasks:
@@ -143,9 +145,9 @@ class _Pilots:
         self.backfill = Backfill(self._current, now)
 
     @property
-    def open(self) -> bool:
-        """Something may start somewhere."""
-        return bool(self._order)
+    def count(self) -> int:
+        """In how many something may start."""
+        return len(self._order)
 
     def ledger(self) -> Ledger:
         """The ledger after all that was started."""

@@ -19,6 +19,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import functools
+import logging
 import os
 import signal
 import threading
@@ -29,11 +30,15 @@ from pathlib import Path
 
 from balsam_celery import brands
 
+logger = logging.getLogger(__name__)
+
 _PROC = Path("/proc")
 _PR_SET_CHILD_SUBREAPER = 36
 _POLL_FIRST, _POLL_LONGEST = 0.002, 0.05  # seconds
 #: Passes of SIGSTOP over a set that keeps growing, before SIGKILL is sent regardless.
 _FREEZE_PASSES = 20
+#: Seconds after which processes that survive SIGKILL are named in the log, again and again.
+_PATIENCE = 10.0
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -317,6 +322,14 @@ def end(quarry: Quarry, *, grace: float, timeout: float = 60.0) -> list[Identity
         if not members or time.monotonic() > deadline:
             return members
         pause = _rest(pause, deadline)
+
+
+def end_all(quarry: Quarry, *, grace: float) -> None:
+    """TERM, grace, KILL; returns when no process of the quarry lives, however long that takes."""
+    while survivors := end(quarry, grace=grace, timeout=_PATIENCE):
+        pids = [process.pid for process in survivors]
+        logger.error("processes %s survive SIGKILL: waiting for them", pids)
+        grace = 0.0
 
 
 def _freeze(quarry: Quarry, seen: set[Identity]) -> list[Identity]:

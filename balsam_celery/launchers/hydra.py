@@ -21,7 +21,7 @@ class Hydra(Mpiexec):
     kind = "mpich"
 
     def launch(self, ranks: Ranks) -> Launch:
-        argv = [self.path, "-rmk", "user", "-bind-to", "none", "-genvall"]
+        argv = [self.path, "-rmk", "user", "-bind-to", "none", *_passed_on(ranks)]
         environment = {}
         step = ""
         if ranks.survives:
@@ -87,9 +87,20 @@ class IntelHydra(Hydra):
             environment["I_MPI_HYDRA_BOOTSTRAP_AUTOFORK"] = "0"
         else:
             argv += ["-bootstrap", "ssh"]
-        argv += ["-genvall", "-hosts", ",".join(hosts), "-ppn", str(per_node)]
+        argv += [*_passed_on(ranks), "-hosts", ",".join(hosts), "-ppn", str(per_node)]
         argv += ["-n", str(ranks.count), *self.options, *ranks.argv]
         return Launch(tuple(argv), environment, step)
+
+
+def _passed_on(ranks: Ranks) -> tuple[str, ...]:
+    """Which variables go from here to ranks; what is not named is that of their own host.
+
+    Each proxy adds these to the environment that it was started in, so ranks on other hosts keep
+    their own ``TMPDIR``, ``HOSTNAME`` and ``PBS_NODENUM``.
+    """
+    if ranks.one_host or not ranks.exports:
+        return ("-genvall",)
+    return ("-genvlist", ",".join(ranks.exports))
 
 
 def _step(ranks: Ranks) -> str:

@@ -241,8 +241,7 @@ class Keeper:
                 self._sweep(order)
             case Leave():
                 logger.info("leaves")
-                end_processes((self._context.mark,), (), 0.0)
-                self._left = True
+                self._end_rest(0.0)
             case Beat():
                 pass
 
@@ -289,11 +288,16 @@ class Keeper:
             self._kill_at = float("inf")
             self._crew.signal(signal.SIGKILL)
         if self._channel is None and self._drained is not None:
-            # ranks of tasks over several nodes: their worker cannot ask for a sweep any more
-            grace = float(self._settings.site.kill_grace)
-            marks = (self._context.mark, self._gang.mark)
-            end_processes(marks, self._gang.brands, grace)
-            self._left = True
+            self._end_rest(float(self._settings.site.kill_grace))
+
+    def _end_rest(self, grace: float) -> None:
+        """End what may be left here, and leave.
+
+        Also ranks of tasks over several nodes: their worker cannot ask for a sweep any more.
+        """
+        marks = (self._context.mark, self._gang.mark)
+        end_processes(marks, self._gang.brands, grace)
+        self._left = True
 
     def _abandoned(self, why: str) -> None:
         if self._channel is not None:

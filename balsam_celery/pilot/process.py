@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import resource
 import subprocess
@@ -14,11 +13,6 @@ from dataclasses import dataclass
 from balsam_celery import brands, procs
 from balsam_celery.pilot.attempt import rank_mark
 from balsam_celery.procs import Identity, Quarry
-
-logger = logging.getLogger(__name__)
-
-#: Seconds after which processes that survive SIGKILL are named in the log, again and again.
-_PATIENCE = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +148,7 @@ def peak_memory(pid: int) -> int:
 
 def end_all(quarry: Quarry, grace: float, spawner: Spawner | None = None) -> None:
     """TERM, grace, KILL; returns when no process of the quarry lives, however long that takes."""
-    while survivors := procs.end(quarry, grace=grace, timeout=_PATIENCE):
-        pids = [process.pid for process in survivors]
-        logger.error("processes %s survive SIGKILL: waiting for them", pids)
-        grace = 0.0
+    procs.end_all(quarry, grace=grace)
     if spawner is not None:
         spawner.orphans()
 

@@ -63,6 +63,11 @@ def fork(
 ) -> int:
     """Fork a worker and return its pid.
 
+    It leads a session of its own. A batch system may know a job by the session of its script alone
+    (PBS's ``kill_session`` of ``mom_mach.c``), and kills all of that at once, main process and worker;
+    the programs, in sessions of their own, would go on, and nobody would know of them. So the worker
+    stays, sees that its parent has died, and ends them.
+
     Args:
         context: which one.
         app: an application that has no connection yet.
@@ -78,6 +83,7 @@ def fork(
         return pid
     status = 1
     try:
+        os.setsid()
         for file in inherited:
             os.close(file)
         status = _live(context, app, ready, (forked_by, parent), sweeps)

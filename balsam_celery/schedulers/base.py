@@ -26,7 +26,7 @@ class JobState(StrEnum):
 
     QUEUED = "QUEUED"
     RUNNING = "RUNNING"
-    #: No process of it lives any more.
+    #: No process of it lives any more, unless ``Capabilities.end_is_proof`` says otherwise.
     ENDED = "ENDED"
 
 
@@ -134,11 +134,15 @@ class Capabilities:
             pilot's claim alone.
         tells_queues: ``queues`` answers.
         tells_idle: ``idle`` answers.
+        end_is_proof: no process of a job that it calls ENDED lives. Else that is a word only: what
+            left the job's session or its node's supervision may live, and a pilot that has said no
+            farewell is waited for (:mod:`balsam_celery.service.lingering`).
     """
 
     finds_by_name: bool = True
     tells_queues: bool = False
     tells_idle: bool = False
+    end_is_proof: bool = True
 
 
 class Scheduler(ABC):

@@ -55,7 +55,11 @@ class PbsScheduler(Scheduler):
         hidden: names of environment variables that neither commands nor jobs may see.
     """
 
-    capabilities = Capabilities(finds_by_name=True, tells_queues=True, tells_idle=True)
+    # pbs_mom knows the processes of a job by their sessions alone; a job whose first node's MoM is
+    # lost, or which is deleted by force, is F whatever runs there
+    capabilities = Capabilities(
+        finds_by_name=True, tells_queues=True, tells_idle=True, end_is_proof=False
+    )
     template = "pbs.sh.j2"
 
     def __init__(
@@ -67,6 +71,7 @@ class PbsScheduler(Scheduler):
         hidden: Collection[str] = (),
     ) -> None:
         self._down_after = down_after
+        self._sights = pbs_nodes.Sights()
         self._prefix = job_prefix(site)
         self._queues = queues
         self._submitting = Commands(timeout, hidden=hidden)
@@ -200,7 +205,9 @@ class PbsScheduler(Scheduler):
             for known in dict.fromkeys((name, pbs_nodes.short(name))):
                 now, told = self._nodes(known)
                 if any(node.states for node in told):
-                    if all(pbs_nodes.is_given_up(node, now, self._down_after) for node in told):
+                    # each is looked at, also behind one that is up: its time may begin now
+                    given_up = [self._sights.given_up(node, now, self._down_after) for node in told]
+                    if all(given_up):
                         down.add(name)
                     break
         return frozenset(down)

@@ -132,14 +132,35 @@ def down_after(kill_grace: float) -> float:
     return _SILENCE + 2 * kill_grace + _STOP_SLACK + _MARGIN
 
 
-def is_given_up(node: Node, now: float, after: float) -> bool:
-    """PBS has had no word from the node for ``after`` seconds.
+class Sights:
+    """Since when nodes are down, as far as PBS tells, or else since we have seen it."""
 
-    PBS takes no dead node out of a running job, so this is all that it ever says. "offline" alone
-    keeps no job from running, "state-unknown" and "stale" tell of the server, not of the node.
-    """
-    doubtful = {"state-unknown", "stale"} & node.states
-    return "down" in node.states and not doubtful and now >= node.since + after
+    def __init__(self) -> None:
+        # by node: the time of its last change of state, and of our first look since
+        self._first: dict[str, tuple[float, float]] = {}
+
+    def given_up(self, node: Node, now: float, after: float) -> bool:
+        """PBS has had no word from the node for ``after`` seconds.
+
+        PBS takes no dead node out of a running job, so this is all that it ever says. "offline"
+        alone keeps no job from running, and "stale" tells of the server, not of the node. So does
+        "state-unknown", which a server that was started again says of a node until it hears from
+        it: with "down" beside it, the time that PBS tells may be older than the server's own
+        absence, in which the node may have spoken, and counts from our own first look.
+
+        Args:
+            now: time at the server, seconds since the epoch.
+        """
+        if "down" not in node.states or "stale" in node.states:
+            self._first.pop(node.name, None)
+            return False
+        if "state-unknown" not in node.states:
+            return now >= node.since + after
+        changed, first = self._first.get(node.name, (node.since, now))
+        if changed != node.since:
+            first = now  # it was something else in between
+        self._first[node.name] = (node.since, first)
+        return now >= first + after
 
 
 def usable(nodes: Iterable[Node], queue: str) -> list[Node]:

@@ -55,7 +55,7 @@ class PsijScheduler(Scheduler):
         directory: for files of PSI/J that no job reads.
     """
 
-    capabilities = Capabilities(finds_by_name=False)
+    capabilities = Capabilities(finds_by_name=False, end_is_proof=False)
     template = "psij.sh.j2"
 
     def __init__(self, executor: str, settings: Settings, directory: Path) -> None:

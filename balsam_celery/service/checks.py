@@ -2,7 +2,9 @@
 
 Workers on the login node keep no outbox. So the service asks: a message that waits in no queue and
 that no living worker knows, twice in a row with a pause between, is lost, and is sent again (a step
-as a new attempt, so that a late end of the old one changes nothing).
+as a new attempt, so that a late end of the old one changes nothing). As long as a worker that has
+answered before does not, nothing is lost: that one may have it, and a second copy of a hook would
+end the first.
 """
 
 from __future__ import annotations
@@ -33,6 +35,9 @@ log = logging.getLogger(__name__)
 PAUSE = 10.0
 #: Seconds that workers have to answer.
 _ANSWER = 2.0
+#: Seconds of silence after which a worker is not waited for any more. One that is started again
+#: has the same name and answers sooner.
+FORGET = 600.0
 _MANY = 1000
 
 
@@ -63,6 +68,7 @@ class Checks:
         self._leadership = leadership
         self._outstanding = outstanding
         self._missed: set[object] = set()
+        self._answered: dict[str, dict[str, float]] = {}  # by role and worker: when, the last time
         self._checked = 0.0
 
     def run(self) -> list[Change]:
@@ -109,11 +115,19 @@ class Checks:
         return [key for key, one in sought.items() if one.id not in known]
 
     def _known(self, ids: Collection[str], role: str) -> set[str] | None:
-        """Ids that the living workers of ``role`` have; ``None``: none of them answers."""
+        """Ids that the workers of ``role`` have; ``None``: not all of them answer, or none."""
         matcher: Any = "glob"  # its name, whatever the stubs say
         inspect = self._app.control.inspect(timeout=_ANSWER, pattern=f"{role}@*", matcher=matcher)
-        answers = inspect.query_task(*ids)
-        if not answers:
+        answers = inspect.query_task(*ids) or {}
+        now = self._store.clock()
+        known = {
+            name: last for name, last in self._answered.get(role, {}).items() if now - last < FORGET
+        }
+        silent = known.keys() - answers.keys()
+        self._answered[role] = known | dict.fromkeys(answers, now)
+        if silent:
+            log.info("%s: no answer, so nothing is taken for lost", ", ".join(sorted(silent)))
+        if silent or not answers:
             return None
         return {id for answer in answers.values() for id in answer}
 

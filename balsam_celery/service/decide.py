@@ -23,7 +23,7 @@ from balsam_celery.settings import Settings
 from balsam_celery.store import allocations, scans
 from balsam_celery.store.allocations import LIVE_ALLOCATIONS
 from balsam_celery.store.engine import Store
-from balsam_celery.store.rows import AllocationRow
+from balsam_celery.store.rows import AllocationRow, AllocationState
 from balsam_celery.store.scans import BacklogShape
 
 log = logging.getLogger(__name__)
@@ -131,9 +131,16 @@ def _with_budget(conn: Connection, settings: Settings) -> Policy:
     return replace(policy, budget=left)
 
 
-def wants_windows(decision: Decision, scheduler: Scheduler) -> bool:
-    """Something is asked for, and the scheduler can tell what would start at once."""
-    return bool(decision.plan.requests) and scheduler.capabilities.tells_idle
+def wants_windows(decision: Decision, scheduler: Scheduler, *, queued: bool = True) -> bool:
+    """Something is asked for, and the scheduler can tell what would start at once.
+
+    ``queued``: also where tasks wait for allocations that are queued.
+    """
+    waits = {row.id for row in decision.live if row.state is AllocationState.QUEUED}
+    wanted = bool(decision.plan.requests) or (
+        queued and any(flow.allocation in waits for flow in decision.plan.flows)
+    )
+    return wanted and scheduler.capabilities.tells_idle
 
 
 def idle_windows(scheduler: Scheduler) -> tuple[Window, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import shutil
 import subprocess
 import threading
@@ -12,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from balsam_celery import procs
+from balsam_celery import brands, procs
 from balsam_celery.wire import TransitionEnded
 
 #: What a handler may say, as the last line of its output.
@@ -56,7 +57,8 @@ def run(
 ) -> TransitionEnded:
     """Do what ``order`` (from ``service.hooks.order``) says.
 
-    When this returns no process of the step lives.
+    When this returns no process of the step lives, however long that takes. Its programs carry a
+    mark and a brand; a caller that is a subreaper also reaps what they leave.
 
     Args:
         order: the step; JSON values.
@@ -71,7 +73,7 @@ def run(
     verdict = None
     try:
         if order.get("killed") or killed():
-            procs.end(_quarry(order), grace=_GRACE)
+            procs.end_all(_quarry(order), grace=_GRACE)
             reason = f"{step}: killed"
         elif step == "stage_in":
             reason = _stage_in(order["hook"], Path(order["staged"]))
@@ -143,7 +145,8 @@ def _mark(order: Mapping[str, Any]) -> str:
 
 
 def _quarry(order: Mapping[str, Any]) -> procs.Quarry:
-    return procs.Quarry(marks=frozenset({_mark(order)}))
+    # the brand is the mark's text: no attempt of a task is named like it
+    return procs.Quarry(marks=frozenset({_mark(order)}), attempt=_mark(order))
 
 
 def _program(
@@ -171,11 +174,11 @@ def _program(
     }
     # what an earlier life of this worker left of the same hook must not run beside it
     quarry = _quarry(order)
-    procs.end(quarry, grace=0)
+    procs.end_all(quarry, grace=0)
     name, _, value = _mark(order).partition("=")
     output = task_dir / f"{step}.{order['attempt']}.out"
     output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("wb") as file:
+    with output.open("wb") as file, brands.children_branded(attempt=quarry.attempt):
         process = subprocess.Popen(
             order["hook"],
             cwd=directory,
@@ -193,8 +196,9 @@ def _program(
     except subprocess.TimeoutExpired:
         return f"{step}: it took longer than {timeout:.0f} s", None
     finally:
-        procs.end(replace(quarry, roots=leaders, sessions=leaders), grace=_GRACE)
+        procs.end_all(replace(quarry, roots=leaders, sessions=leaders), grace=_GRACE)
         process.wait()
+        _reap(quarry.attempt)
     last = _last_line(output)
     if code != 0:
         how = f"exit code {code}" if code > 0 else f"signal {-code}"
@@ -204,6 +208,12 @@ def _program(
     if last not in VERDICTS:
         return f"handler: its last line is {last!r}, not one of {', '.join(VERDICTS)}", None
     return "", last
+
+
+def _reap(brand: str) -> None:
+    """Reap what came to this process when its parent died; its leader has been reaped."""
+    for pid in brands.branded(procs.children_of(os.getpid()), attempt=brand):
+        procs.reap(pid)
 
 
 def _wait(

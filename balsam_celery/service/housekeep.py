@@ -7,8 +7,9 @@ import logging
 import redis
 from sqlalchemy import Connection
 
-from balsam_celery import keys
 from balsam_celery.durations import format_duration
+from balsam_celery.service.lingering import tell_strays
+from balsam_celery.service.orders import give
 from balsam_celery.service.reap import delete_keys
 from balsam_celery.service.reconcile import heartbeats
 from balsam_celery.site import Site
@@ -16,7 +17,7 @@ from balsam_celery.store import allocations, scans
 from balsam_celery.store.allocations import LIVE_PILOTS
 from balsam_celery.store.engine import Store
 from balsam_celery.store.rows import PilotRow, PilotState
-from balsam_celery.wire import PilotOrder, encode
+from balsam_celery.wire import PilotOrder
 
 log = logging.getLogger(__name__)
 
@@ -77,21 +78,25 @@ def send_drains(store: Store, client: redis.Redis, site: Site) -> list[str]:
     # one that is told to drain while busy lets what runs there end first
     done = [pilot for pilot in draining if pilot.id not in busy]
     for pilot in done:
-        key = keys.control(site.settings.key_prefix, pilot.id)
-        if not client.llen(key):
-            client.rpush(key, encode(PilotOrder("drain", pilot.reason)))
+        give(client, site.settings.key_prefix, pilot.id, PilotOrder("drain", pilot.reason))
     return [pilot.id for pilot in done]
 
 
 def sweep(store: Store, client: redis.Redis, site: Site) -> None:
     """Delete again what pilots that ended of late have in Redis: it was away, or all came late.
 
+    One that lives all the same is told to end, as long as it may: until its own end time.
+
     Raises:
+        redis.RedisError: Redis did not answer.
         StoreError: the database did not answer.
     """
     since = store.clock() - _SWEEP_FOR
+    prefix = site.settings.key_prefix
     with store.read() as conn:
         ended = allocations.list_pilots(conn, (PilotState.ENDED,))
-    for pilot in ended:
-        if pilot.ended is not None and pilot.ended >= since:
-            delete_keys(client, site.settings.key_prefix, pilot)
+    late = [one for one in ended if max(one.ended or 0.0, one.end_time) >= since]
+    strays = tell_strays(client, prefix, late)
+    for pilot in late:
+        if pilot.id in strays or (pilot.ended is not None and pilot.ended >= since):
+            delete_keys(client, prefix, pilot, orders=False)

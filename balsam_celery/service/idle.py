@@ -36,10 +36,16 @@ def note(conn: Connection, now: float) -> None:
 
 
 def drain(conn: Connection, notes: Iterable[Note]) -> None:
-    """Mark the pilots of those allocations DRAINING; what sends the order is ``housekeep``."""
+    """Mark the pilots of those allocations DRAINING; what sends the order is ``housekeep``.
+
+    One that was idle and is given something since stays.
+    """
     live = (PilotState.LIVE,)
+    busy = {row.pilot for row in scans.on_pilots(conn)}
     for told in notes:
         for pilot in allocations.list_pilots(conn, live, allocation=told.id):
+            if told.code == "idle" and pilot.id in busy:
+                continue
             log.info("pilot %s drains: %s", pilot.id, told.reason)
             allocations.update_pilot(
                 conn, pilot.id, live, state=PilotState.DRAINING, reason=told.reason

@@ -15,13 +15,14 @@ from balsam_celery.service import idle
 from balsam_celery.service.alone import alone
 from balsam_celery.service.backoff import Pause
 from balsam_celery.service.cases import Batch, Change
-from balsam_celery.service.decide import decide, idle_windows, wants_windows
+from balsam_celery.service.decide import Decision, decide, idle_windows, wants_windows
 from balsam_celery.service.release import fail, settle
 from balsam_celery.service.submit import insert_requests, submit
 from balsam_celery.service.window import SHAPE
 from balsam_celery.site import Site
 from balsam_celery.states import PLACEABLE
 from balsam_celery.store import allocations, schema
+from balsam_celery.store.allocations import LIVE_ALLOCATIONS
 from balsam_celery.store.engine import Store
 from balsam_celery.store.rows import AllocationState
 from balsam_celery.store.scans import BacklogShape
@@ -51,44 +52,59 @@ class Packed:
     decision: PackingDecision | None = None
 
 
-def pack(store: Store, scheduler: Scheduler, site: Site, client: redis.Redis) -> Packed:
+def pack(
+    store: Store,
+    scheduler: Scheduler,
+    site: Site,
+    client: redis.Redis,
+    *,
+    look_beside: bool = False,
+) -> Packed:
     """Ask for the allocations that the backlog needs, give up or drain those that it does not.
 
-    Harmless when run twice, also at once. ``client``: as in :func:`.submit.submit`.
+    Harmless when run twice, also at once.
+
+    Args:
+        store, scheduler, site: the site's.
+        client: as in :func:`.submit.submit`.
+        look_beside: ask the scheduler for idle nodes also while tasks wait for queued allocations.
 
     Raises:
         StoreError: the database did not answer.
     """
-    packed = _one_pass(store, scheduler, site, None)
+    packed = _one_pass(store, scheduler, site, None, look_beside)
     if packed is None:
-        # the scheduler is asked only when something is to be asked for, and in no transaction
-        packed = _one_pass(store, scheduler, site, idle_windows(scheduler))
+        # the scheduler is asked in no transaction, and only when that may lead to something
+        packed = _one_pass(store, scheduler, site, idle_windows(scheduler), look_beside)
     done = packed or Packed()
     return replace(done, submitted=tuple(submit(store, scheduler, site, client)))
 
 
 def _one_pass(
-    store: Store, scheduler: Scheduler, site: Site, windows: tuple[Window, ...] | None
+    store: Store,
+    scheduler: Scheduler,
+    site: Site,
+    windows: tuple[Window, ...] | None,
+    look_beside: bool,
 ) -> Packed | None:
     """Decide and write; ``None``: nothing was written, since idle nodes are to be known first."""
     with alone(store, "pack", _TURN) as turn:
         if turn is None:
             return Packed()
-        return store.run(lambda conn: _write(conn, scheduler, site, store.clock(), windows))
+        # counting a backlog of a million takes seconds: nobody waits for that
+        with store.read() as conn:
+            decision = decide(conn, site.settings, store.clock(), windows or ())
+        if windows is None and wants_windows(decision, scheduler, queued=look_beside):
+            return None
+        return store.run(lambda conn: _write(conn, site, decision, store.clock()))
 
 
-def _write(
-    conn: Connection,
-    scheduler: Scheduler,
-    site: Site,
-    now: float,
-    windows: tuple[Window, ...] | None,
-) -> Packed | None:
+def _write(conn: Connection, site: Site, decision: Decision, now: float) -> Packed:
+    """Carry out what was decided, unless the allocations have changed since."""
     idle.hold_pilots(conn)
-    decision = decide(conn, site.settings, now, windows or ())
-    if windows is None and wants_windows(decision, scheduler):
-        return None
     idle.note(conn, now)
+    if tuple(allocations.list_allocations(conn, LIVE_ALLOCATIONS)) != decision.live:
+        return Packed()
     changes = _fail_hopeless(conn, decision.hopeless, now) if decision.hopeless else ()
     plan = decision.plan
     notes = {note.id: note for note in plan.notes}

@@ -88,7 +88,7 @@ def loses_node(conn: Connection, pilot: str, node: str, reason: str) -> None:
 
 
 def ended(conn: Connection, one: PilotEnded) -> None:
-    """Place nothing more on a pilot that says farewell.
+    """Place nothing more on a pilot that says farewell, and note when it did.
 
     It is marked ENDED, and what it may still hold taken back, when its allocation is reaped on
     the scheduler's word (R4).
@@ -96,4 +96,5 @@ def ended(conn: Connection, one: PilotEnded) -> None:
     allocations.update_pilot(
         conn, one.pilot, (PilotState.LIVE,), state=PilotState.DRAINING, reason=one.reason
     )
+    allocations.update_pilot(conn, one.pilot, LIVE_PILOTS, ended=one.time)
     log.info("pilot %s ends: %s", one.pilot, one.reason)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sqlalchemy import Connection, select
@@ -22,7 +22,7 @@ from balsam_celery.service.specs import make_spec, worker_of
 from balsam_celery.service.window import Rules, decide
 from balsam_celery.states import PLACEABLE, State
 from balsam_celery.store import allocations, scans, schema
-from balsam_celery.store.rows import PilotRow, PilotState
+from balsam_celery.store.rows import PilotRow, PilotState, TaskRow
 from balsam_celery.wire import TaskSpec, from_plain, to_plain
 
 log = logging.getLogger(__name__)
@@ -124,18 +124,19 @@ def capacities(row: PilotRow) -> list[NodeCapacity]:
 
 
 def _holdings(conn: Connection, pilot: str, limits: Limits) -> list[Holding]:
-    return [
-        Holding(
-            row.id,
-            row.attempt,
-            tuple(from_plain(NodeShare, share) for share in row.shares or ()),
-            # ``changed`` is when it was dispatched, or when it started
-            row.changed + row.wall_time + limits.kill_grace,
-            row.node_packing_count,
-            row.changed,
-        )
-        for row in scans.on_pilots(conn, pilot)
-    ]
+    return [_holding(row, limits) for row in scans.on_pilots(conn, pilot)]
+
+
+def _holding(row: TaskRow, limits: Limits) -> Holding:
+    shares = tuple(from_plain(NodeShare, share) for share in row.shares or ())
+    # ``changed`` is when it was dispatched, or when it started
+    until = row.changed + row.wall_time + limits.kill_grace
+    if row.state is State.RUNNING:
+        # it waits behind nothing any more
+        shares = tuple(replace(share, queued=False) for share in shares)
+    elif any(share.queued for share in shares):
+        until += NO_LOOK_AHEAD.patience
+    return Holding(row.id, row.attempt, shares, until, row.node_packing_count, row.changed)
 
 
 def start(
@@ -161,7 +162,7 @@ def start(
     decision = None
     if limits.journal:
         decision = PlacementDecision.of(
-            ledger, looked.candidates, now, limits.ageing, ahead, decided
+            ledger, looked.candidates, now, limits.ageing, looked.ahead, decided
         )
     recalled = tuple(
         (pilot, decided.ledger.pilots[pilot].holdings[task, attempt].shares[0].node, task, attempt)

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, select, text
 
 from balsam_celery.errors import SchedulerError, SchedulerUnavailable
 from balsam_celery.schedulers.base import Job, JobState, Scheduler
+from balsam_celery.service.lingering import Lingering
 from balsam_celery.service.submit import job_prefix
 from balsam_celery.service.verdict import GONE_AFTER, change
 from balsam_celery.site import Site
@@ -38,16 +39,23 @@ class Poller:
     It remembers since when jobs are missing and what it cancelled when; a new one starts afresh,
     which only delays.
 
+    Args:
+        store, scheduler, site: the site's.
+        lingering: for a scheduler whose word that a job has ended is no proof.
+
     Attributes:
         running: the jobs of RUNNING allocations, by allocation, as the last :meth:`poll` was told;
             empty when the scheduler did not answer.
     """
 
-    def __init__(self, store: Store, scheduler: Scheduler, site: Site) -> None:
+    def __init__(
+        self, store: Store, scheduler: Scheduler, site: Site, lingering: Lingering | None = None
+    ) -> None:
         self.running: dict[str, Job] = {}
         self._store = store
         self._scheduler = scheduler
         self._site = site
+        self._lingering = lingering
         self._missing: dict[str, float] = {}
         self._cancelled: dict[str, float] = {}
 
@@ -114,12 +122,18 @@ class Poller:
             )
             for row in rows
         }
+        held = self._held(changes)
+        for row in rows:
+            if row.id in held:
+                changes[row.id] = {"reason": held[row.id]} if held[row.id] != row.reason else {}
         if any(changes.values()):
             self._store.run(lambda conn: _write(conn, changes))
         doomed = []
         for row in rows:
             state = changes[row.id].get("state", row.state)
             job = told.get(row.id)
+            if row.id in held:
+                continue
             if state in _OVER:
                 log.info("allocation %s has ended: %s", row.id, changes[row.id]["reason"])
             elif row.cancel_requested is not None or "cancel_requested" in changes[row.id]:
@@ -129,6 +143,15 @@ class Poller:
             elif job is not None and state is AllocationState.RUNNING:
                 self.running[row.id] = job
         self._cancel([*doomed, *self._strays(rows, told, namesakes)], now)
+
+    def _held(self, changes: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+        """Allocations that would be ENDED if their pilots had not to be waited for, and why."""
+        if self._lingering is None:
+            return {}
+        ended = AllocationState.ENDED
+        return self._lingering.held(
+            [id for id, one in changes.items() if one.get("state") is ended]
+        )
 
     def _namesakes(self, jobs: Mapping[str, Job]) -> defaultdict[str, list[Job]]:
         """Jobs that have not ended, by the allocation that their name tells."""

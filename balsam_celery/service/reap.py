@@ -148,15 +148,17 @@ def _end_pilots(conn: Connection, pilots: Sequence[str], row: AllocationRow, now
             )
 
 
-def delete_keys(client: redis.Redis, prefix: str, pilot: PilotRow) -> None:
+def delete_keys(client: redis.Redis, prefix: str, pilot: PilotRow, *, orders: bool = True) -> None:
     """Delete all that a dead pilot, its workers and its allocation have in Redis.
+
+    Not its ``orders`` once it may have been told to end: they are forgotten by themselves.
 
     A worker that was killed leaves its queue, and a mailbox for remote control that would gather
     every broadcast for ever. A failure is logged; ``housekeep.sweep`` tries again.
     """
     names = [from_plain(NodeCapacity, plain).name for plain in pilot.nodes]
     doomed = [
-        keys.control(prefix, pilot.id),
+        *([keys.control(prefix, pilot.id)] if orders else []),
         keys.heartbeats(prefix, pilot.id),
         keys.limits(prefix, pilot.id),
         keys.acks(prefix, pilot.id, "pilot"),

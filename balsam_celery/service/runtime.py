@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +22,7 @@ from balsam_celery.service.engine import WHO, Engine
 from balsam_celery.service.inbox import push
 from balsam_celery.service.journal import Journal
 from balsam_celery.service.leading import NotLeading
+from balsam_celery.service.lingering import Lingering
 from balsam_celery.service.pack import pack
 from balsam_celery.service.poll import Poller
 from balsam_celery.service.publish import Publisher
@@ -36,6 +38,10 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two times at which what was learned fades.
 _FADE = 300.0
+#: Packing takes no more than one part in so many of the time.
+_SHARE = 5.0
+#: Seconds between two looks for idle nodes while queued allocations are waited for.
+_BESIDE = 30.0
 
 
 class Service:
@@ -68,7 +74,9 @@ class Service:
         self._journal = Journal(site)
         self.engine = Engine(site, app, store, redis_client(site), backend, self._journal, on_lead)
         self._announcer = Announcer()
-        self._poller = Poller(store, scheduler, site)
+        proof = scheduler.capabilities.end_is_proof
+        lingering = None if proof else Lingering(store, self._client, site)
+        self._poller = Poller(store, scheduler, site, lingering)
         self._checks = Checks(
             store,
             app,
@@ -78,6 +86,8 @@ class Service:
             self.engine.outstanding,
         )
         self._fade_at = 0.0
+        self._pack_at = 0.0
+        self._beside_at = 0.0
         self._turns = {name: threading.Lock() for name in ("pack", "poll", "housekeep")}
 
     def start(self) -> None:
@@ -97,11 +107,20 @@ class Service:
     def pack(self) -> None:
         """Ask for the allocations that the backlog needs."""
         with self._turn("pack") as mine:
-            if mine:
-                packed = pack(self.store, self._scheduler, self.site, self._client)
+            if mine and time.monotonic() >= self._pack_at:
+                begin = time.monotonic()
+                look_beside = begin >= self._beside_at
+                if look_beside:
+                    self._beside_at = begin + _BESIDE
+                packed = pack(
+                    self.store, self._scheduler, self.site, self._client, look_beside=look_beside
+                )
                 self._journal.write(packed.decision)
                 self.engine.courier.tell(packed.changes)
                 self._announcer.tell(packed.paused)
+                # where a look takes long, most of the time is left to others
+                took = time.monotonic() - begin
+                self._pack_at = begin + _SHARE * took
 
     def poll(self) -> None:
         """Learn what became of the allocations, and reap those that have ended."""

@@ -6,7 +6,7 @@ import math
 import operator
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
 
 from sqlalchemy import ColumnElement, Connection, and_
@@ -63,11 +63,13 @@ class Looked(NamedTuple):
         decided: what placement says.
         more: more of the backlog may start.
         candidates: what placement was shown.
+        ahead: how far it sent ahead.
     """
 
     decided: Pass
     more: bool
     candidates: tuple[Candidate, ...]
+    ahead: LookAhead
 
 
 def decide(conn: Connection, ledger: Ledger, rules: Rules, now: float) -> Looked:
@@ -90,23 +92,36 @@ def decide(conn: Connection, ledger: Ledger, rules: Rules, now: float) -> Looked
         if is_full and rules.ageing < math.inf:
             oldest = scans.oldest(conn, now=now, limit=OLDEST, but=but)
             candidates |= candidates_of(oldest, rules.kill_grace, most, known)
+        ahead = replace(rules.ahead, many=WINDOW // 2 if is_full else None)
         decided = place(
             ledger,
             candidates.values(),
             now,
             ageing=rules.ageing,
-            ahead=rules.ahead,
+            ahead=ahead,
             tell_all=rules.tell_all,
         )
         if not is_full or not decided.ledger.free_cores:
-            return Looked(decided, False, tuple(candidates.values()))
+            return Looked(decided, False, tuple(candidates.values()), ahead)
         placed = {one.id for one in decided.placements}
         fitting = {shape_of(row) for row in window if row.id in placed}
-        refused = {shape_of(row) for row in window} - fitting
+        refused = {shape_of(row): row for row in window if shape_of(row) not in fitting}
         # where the last ones found room, the next pass goes on behind them
         if not refused or len(passed) >= MOST_SHAPES or shape_of(window[-1]) in fitting:
-            return Looked(decided, True, tuple(candidates.values()))
-        passed |= refused
+            return Looked(decided, True, tuple(candidates.values()), ahead)
+        passed |= {
+            # what no pilot could hold, were it empty, no limit makes fit
+            shape if _could_hold(ledger, row.resources) else shape[:-1]
+            for shape, row in refused.items()
+        }
+
+
+def _could_hold(ledger: Ledger, wanted: Resources) -> bool:
+    return any(
+        (pilot.suiting(wanted) & ~pilot.lost_nodes).bit_count() >= wanted.num_nodes
+        for pilot in ledger.pilots.values()
+        if not pilot.draining
+    )
 
 
 def candidates_of(
@@ -148,5 +163,6 @@ shape_of = cast(Callable[[Waiting], Shape], operator.attrgetter(*SHAPE))
 
 
 def _is_of(shape: Shape) -> ColumnElement[bool]:
-    pairs = zip(SHAPE, shape, strict=True)
+    # the wall time, which is the last, may be left out
+    pairs = zip(SHAPE, shape, strict=False)
     return and_(*(schema.task.c[name].is_not_distinct_from(value) for name, value in pairs))

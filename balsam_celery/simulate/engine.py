@@ -114,13 +114,14 @@ class Simulation:
                     f" {self._give_up / 86400:.0f} days"
                 )
             while self._heap and self._heap[0][0] <= now:
-                _, _, what, value = heapq.heappop(self._heap)
+                _, what, _, value = heapq.heappop(self._heap)
                 self._handle(what, value, now)
             self._step(now)
         return self.record
 
     def _push(self, time: float, what: int, value: object = None) -> None:
-        heapq.heappush(self._heap, (time, next(self._serial), what, value))
+        # a task that ends just at its pilot's end has ended
+        heapq.heappush(self._heap, (time, what, next(self._serial), value))
 
     def _handle(self, what: int, value: object, now: float) -> None:
         if what == _END:

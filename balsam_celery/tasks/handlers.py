@@ -17,7 +17,7 @@ from celery.worker.consumer.tasks import Tasks
 from celery.worker.control import control_command
 from redis.exceptions import RedisError
 
-from balsam_celery import keys
+from balsam_celery import keys, procs
 from balsam_celery.celeryapp import ROLE_VARIABLE, app, current_site
 from balsam_celery.schedulers import make_scheduler
 from balsam_celery.service import hookrun, kill
@@ -100,7 +100,20 @@ def follow(consumer: Any) -> None:
         consumer.cancel_task_queue(keys.SERVICE_QUEUE)
 
 
+class SubreaperStep(bootsteps.Step):
+    """What programs of hooks leave behind becomes the transitions worker's to find and reap."""
+
+    def include_if(self, parent: Any) -> bool:
+        """Only in the transitions worker."""
+        return os.environ.get(ROLE_VARIABLE) == "transitions"
+
+    def create(self, parent: Any) -> None:
+        """Become a subreaper, before any hook starts."""
+        procs.become_subreaper()
+
+
 app.steps["worker"].add(ServiceStep)
+app.steps["worker"].add(SubreaperStep)
 app.steps["consumer"].add(QueueStep)
 
 

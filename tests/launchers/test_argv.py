@@ -36,10 +36,10 @@ def line(launcher: Launcher, ranks: Ranks = RANKS) -> str:
 
 
 def test_mpich() -> None:
-    both = "m -rmk user -bind-to none -genvall"
+    one, both = (f"m -rmk user -bind-to none {which}" for which in ("-genvall", "-genvlist A,B"))
     where = "-hosts n3,n1 -ppn 2 -n 4 prog arg"
     assert line(Hydra("m")) == f"{both} -launcher ssh {where}"
-    assert line(Hydra("m"), VIRTUAL) == f"{both} -launcher fork {where}"
+    assert line(Hydra("m"), VIRTUAL) == f"{one} -launcher fork {where}"
     assert line(Hydra("m", ("-verbose",))) == (
         f"{both} -launcher ssh -hosts n3,n1 -ppn 2 -n 4 -verbose prog arg"
     )
@@ -72,7 +72,7 @@ def test_mpich_under_pbs_starts_all_ranks_by_the_task_manager() -> None:
 
 
 def test_intel_mpi() -> None:
-    where = "-genvall -hosts n3,n1 -ppn 2 -n 4 prog arg"
+    where = "-genvlist A,B -hosts n3,n1 -ppn 2 -n 4 prog arg"
     assert line(IntelHydra("m")) == f"m -bootstrap ssh {where}"
     launch = IntelHydra("m", remote=SLURM).launch(SURVIVORS)
     assert launch.argv[:3] == ("m", "-bootstrap", "slurm")

@@ -17,6 +17,7 @@ from balsam_celery.errors import SettingsError
 from balsam_celery.launchers import Launcher, Ranks, find_launcher
 from balsam_celery.launchers.shim import Place, divide, in_front
 from balsam_celery.outer import clean_environment
+from balsam_celery.pilot.ranks import exported
 from balsam_celery.resources import GpuShare, NodeShare
 from balsam_celery.settings import LauncherSettings
 from tests.waiting import wait_until
@@ -188,3 +189,39 @@ def test_survivors_go_on_without_a_lost_rank(launcher: Launcher, tmp_path: Path)
     finally:
         (tmp_path / "go").touch()
         process.wait(60)
+
+
+def test_ranks_of_mpich_keep_what_their_own_host_says_of_itself(tmp_path: Path) -> None:
+    """Of the environment here only what is named goes to other hosts, and not in place of theirs.
+
+    The way to another host is a stand-in for ``ssh``, which ends on this one.
+    """
+    ssh = tmp_path / "ssh"
+    ssh.write_text(
+        '#!/bin/sh\nwhile [ "${1#-}" != "$1" ]; do shift; done\nhost=$1\nshift\n'
+        'exec env -i PATH="$PATH" TMPDIR="/of/$host" PBS_NODENUM="$host" sh -c "$*"\n'
+    )
+    ssh.chmod(0o755)
+    environment = {
+        **clean_environment(os.environ),
+        "TMPDIR": "/of/head", "PBS_NODENUM": "0", "HOSTNAME": "head", "MINE": "a, b",
+    }  # fmt: skip
+    show = (
+        "import json, os, pathlib; pathlib.Path('rank-' + os.environ['PMI_RANK']).write_text("
+        "json.dumps([os.environ.get(name) for name in "
+        "('TMPDIR', 'PBS_NODENUM', 'HOSTNAME', 'MINE')]))"
+    )
+    program = (sys.executable, "-c", show)
+    what = replace(ranks(2, 1, program), one_host=False, exports=exported(environment))
+    started = find_launcher(LauncherSettings(), "mpich", {"PATH": os.environ["PATH"]}).launch(what)
+    subprocess.run(
+        started.argv,
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        timeout=60,
+        check=True,
+        env={**environment, **started.environment, "HYDRA_LAUNCHER_EXEC": str(ssh)},
+    )
+    for node in ("vnode0", "vnode1"):
+        seen = json.loads((tmp_path / f"rank-{node[-1]}").read_text(encoding="utf-8"))
+        assert seen == [f"/of/{node}", node, None, "a, b"]

@@ -47,6 +47,12 @@ def test_near_its_end_nothing_of_the_backlog_is_sent_ahead() -> None:
     assert not sent_ahead(place(two_pilots(), short(8), NOW, ahead=AHEAD))
 
 
+def test_where_more_wait_than_are_shown_all_that_are_may_be_sent() -> None:
+    few = short(8)
+    assert not sent_ahead(place(two_pilots(), few, NOW, ahead=AHEAD))
+    assert len(sent_ahead(place(two_pilots(), few, NOW, ahead=replace(AHEAD, many=4)))) == 4
+
+
 def test_what_is_queued_counts_in_the_next_pass() -> None:
     first = place(two_pilots(), short(20), NOW, ahead=AHEAD)
     rest = short(20, 10)

@@ -246,6 +246,19 @@ def test_cores_that_the_reserved_task_leaves_may_be_kept() -> None:
     assert [p.id for p in decided.placements] == ["one-a"]
 
 
+def test_each_of_equal_tasks_has_a_pilot_kept_for_it() -> None:
+    ledger = Ledger.empty()
+    for pilot in ("a", "b"):
+        nodes = [node(f"n{number}", 1) for number in range(2)]
+        ledger = ledger.add_pilot(pilot, nodes, NOW + 10_000)
+    ledger = place(ledger, [task("r1", 100), task("r2", 100, created=1)], NOW).ledger
+    wide = [task(f"w{n}", 50, num_nodes=2, priority=5, created=n) for n in range(3)]
+    ledger = ledger.take("b", [Holding("held", 1, (NodeShare("n0", (0,)),), NOW + 90)])
+    decided = place(ledger, [*wide, task("long", 1000), task("short", 20)], NOW)
+    assert [(r.id, r.pilot) for r in decided.reservations] == [("w0", "b"), ("w1", "a")]
+    assert [p.id for p in decided.placements] == ["short"]
+
+
 def test_a_task_that_no_pilot_can_hold_in_time_blocks_nobody() -> None:
     decided = place(one_pilot(1, 1, ends_in=60), [task("wide", 100, num_nodes=2), task("s")], NOW)
     assert [p.id for p in decided.placements] == ["s"]

@@ -263,8 +263,26 @@ def test_nodes_of_the_machine() -> None:
 def test_a_node_is_given_up_when_it_was_down_for_long() -> None:
     now, (node,) = pbs_nodes.parse_nodes(sample("pbsnodes-json-down").out)
     assert now - node.since == 25
-    assert not pbs_nodes.is_given_up(node, now, 26)
-    assert pbs_nodes.is_given_up(node, now, 25)
+    sights = pbs_nodes.Sights()
+    assert not sights.given_up(node, now, 26)
+    assert sights.given_up(node, now, 25)
+
+
+def test_a_node_unknown_to_a_server_that_was_started_again_counts_from_our_own_look() -> None:
+    """Its time of change may be of long before; what it may have said meanwhile nobody knows."""
+    now, (plain,) = pbs_nodes.parse_nodes(sample("pbsnodes-json-down").out)
+    node = dataclasses.replace(plain, states=frozenset({"state-unknown", "down"}), since=1.0)
+    sights = pbs_nodes.Sights()
+    assert not sights.given_up(node, now, 25)
+    assert not sights.given_up(node, now + 24, 25)
+    assert sights.given_up(node, now + 25, 25)
+    # it was up in between: whether we saw that, or only that its state has changed
+    up = dataclasses.replace(node, states=frozenset({"free"}))
+    assert not sights.given_up(up, now + 30, 25)
+    assert not sights.given_up(node, now + 60, 25)
+    again = dataclasses.replace(node, since=now + 70)
+    assert not sights.given_up(again, now + 90, 25)
+    assert sights.given_up(again, now + 115, 25)
 
 
 @pytest.mark.parametrize("grace", [0, 5, 300])
@@ -273,11 +291,13 @@ def test_a_node_that_lost_its_pilot_has_ended_all_before_it_is_given_up(grace: i
     assert pbs_nodes.down_after(grace) >= takes + 30
 
 
-@pytest.mark.parametrize("state", ["free", "offline", "job-busy", "state-unknown,down", "stale"])
+@pytest.mark.parametrize("state", ["free", "offline", "job-busy", "stale,down", "stale"])
 def test_a_node_in_another_state_is_not_given_up(state: str) -> None:
     _, (node,) = pbs_nodes.parse_nodes(sample("pbsnodes-json-down").out)
     node = dataclasses.replace(node, states=frozenset(state.split(",")))
-    assert not pbs_nodes.is_given_up(node, node.since + 10**6, 25)
+    sights = pbs_nodes.Sights()
+    assert not sights.given_up(node, node.since + 10**6, 25)
+    assert not sights.given_up(node, node.since + 2 * 10**6, 25)
 
 
 def test_an_unknown_node_has_no_state() -> None:

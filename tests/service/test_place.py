@@ -17,7 +17,7 @@ from balsam_celery.store import allocations
 from balsam_celery.store.engine import Store
 from balsam_celery.store.rows import PilotState
 from balsam_celery.store.schema import task as task_table
-from tests.service.acting import LIMITS, add_pilot, attempts_of, ended, start, tell
+from tests.service.acting import LIMITS, add_pilot, attempts_of, ended, start, started, tell
 from tests.store.making import add, program, task
 
 S = State
@@ -176,6 +176,31 @@ def test_short_tasks_are_sent_ahead_and_taken_back(store: Store) -> None:
     tell(store, ended(behind[1], "killed", started=None, reason="taken back"))
     assert task(store, behind[1]).state is S.RESTART_READY
     assert task(store, behind[1]).failures == 0
+
+
+def test_one_that_runs_stands_before_one_sent_ahead_when_the_ledger_is_built_again(
+    store: Store,
+) -> None:
+    add_pilot(store, (1,))
+    add(store, *(program(f"t{number:05}", expected_time=0.1) for number in range(5)))
+    first, second, third = start(store, LookAhead(tasks=2))
+    tell(store, ended(first.spec.id))
+    tell(store, started(second.spec.id, time=store.clock() + 1))
+    with store.read() as conn:
+        ledger = place.rebuild(conn, LIMITS)
+    [(holding, behind)] = ledger.pilots["pilot1"].queued()
+    assert (holding.id, behind) == (second.spec.id, ((third.spec.id, 1),))
+
+
+def test_many_shapes_that_no_pilot_can_hold_hide_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(window, "WINDOW", 10)
+    monkeypatch.setattr(window, "MOST_SHAPES", 5)
+    add_pilot(store, (1,))
+    wide = [program(f"w{n:05}", num_nodes=2, wall_time=100 + n) for n in range(60)]
+    add(store, *wide, program("t00001"))
+    assert [sent.spec.id for sent in start(store)] == ["t00001"]
 
 
 def test_what_found_room_is_placed_once_though_two_windows_show_it(

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from balsam_celery import keys, procs
 from balsam_celery.pilot.ranks import step_name
+from balsam_celery.service.verdict import GONE_AFTER
 from balsam_celery.store import queries
 from balsam_celery.store.rows import AllocationState
+from tests import nasty
 from tests.acceptance.live import LiveSite
 from tests.slurm.live import (
     QUICK,
@@ -38,6 +42,16 @@ def processes_of(*ids: str) -> set[int]:
     return procs.marked([f"BALSAM_TASK_ID={id}" for id in ids])
 
 
+def deaf_over_two_nodes(live: LiveSite, pids: Path, *options: str) -> str:
+    """Start a task of two ranks on two nodes that ignore TERM in the first attempt."""
+    command = f'exec "{sys.executable}" "{nasty.__file__}" deaf "{pids}"'
+    script = f'if [ "$BALSAM_ATTEMPT" = 1 ]; then {command}; fi'
+    (id,) = live.submit("--num-nodes", "2", *options, "--", "/bin/sh", "-c", script)
+    wait_until(lambda: pids.exists() and pids.read_text().count("\n") == 2, 120, "both ranks run")
+    live.wait_for(id, "RUNNING")
+    return id
+
+
 def one_on_each_node(live: LiveSite, nodes: int) -> dict[str, str]:
     """Start a task that lasts on each node of one pilot; node → task."""
     ids = live.submit(
@@ -56,19 +70,24 @@ def ran_twice(live: LiveSite, id: str) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_scancel_of_a_pilot(slurm_site: LiveSite, slurm_cluster: SlurmCluster) -> None:
+def test_scancel_of_a_pilot(
+    slurm_site: LiveSite, slurm_cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    """Tasks on one node each, and one over two nodes whose ranks ignore TERM."""
     held = one_on_each_node(slurm_site, 3)
-    first = next(iter(held.values()))
-    row = allocation_of(slurm_site, first)
+    wide = deaf_over_two_nodes(slurm_site, tmp_path / "pids")
+    ids = [*held.values(), wide]
+    row = allocation_of(slurm_site, wide)
+    assert {allocation_of(slurm_site, id).id for id in ids} == {row.id}
     assert row.native_id
-    before = processes_of(*held.values())
-    assert before
+    before = processes_of(*ids)
+    assert before > {int(pid) for pid in (tmp_path / "pids").read_text().split()}
     slurm_cluster.run("scancel", row.native_id)
-    for id in held.values():
+    for id in ids:
         ran_twice(slurm_site, id)
     assert not {pid for pid in before if procs.identity(pid)}
     with slurm_site.store.read() as conn:
-        reasons = [queries.attempts(conn, id)[0].reason for id in held.values()]
+        reasons = [queries.attempts(conn, id)[0].reason for id in ids]
     assert all(reasons)
 
 
@@ -158,26 +177,29 @@ def test_what_befalls_a_node_harms_that_node_only(
 
 @pytest.mark.timeout(300)
 def test_wall_time_over_with_tasks_running(
-    slurm_site: LiveSite, slurm_cluster: SlurmCluster
+    slurm_site: LiveSite, slurm_cluster: SlurmCluster, tmp_path: Path
 ) -> None:
-    """A task whose limit ends just within its allocation's, and one that may be cut short."""
+    """Tasks that may be cut short; one has ranks on two nodes that ignore TERM."""
     quiet(slurm_site, slurm_cluster)
     script = 'if [ "$BALSAM_ATTEMPT" = 1 ]; then sleep 600 & wait $!; fi'
+    limits = ("--wall-time", "5m", "--expected-time", "5s", "--restartable")
     (id,) = slurm_site.submit(
-        "--num-nodes", "2", "--launcher", "none", "--wall-time", "5m", "--expected-time", "5s",
-        "--restartable", "--", "/bin/sh", "-c", script,
-    )  # fmt: skip
+        "--num-nodes", "2", "--launcher", "none", *limits, "--", "/bin/sh", "-c", script
+    )
     slurm_site.wait_for(id, "RUNNING", timeout=120)
+    deaf = deaf_over_two_nodes(slurm_site, tmp_path / "pids", *limits)
     row = allocation_of(slurm_site, id)
-    before = processes_of(id)
+    assert allocation_of(slurm_site, deaf).id == row.id
+    before = processes_of(id, deaf)
+    assert before > {int(pid) for pid in (tmp_path / "pids").read_text().split()}
     # Slurm counts in minutes: the least that it gives from now on
     slurm_cluster.run("scontrol", "update", f"jobid={row.native_id}", "timelimit=1")
-    ran_twice(slurm_site, id)
+    for task in (id, deaf):
+        ran_twice(slurm_site, task)
     assert not {pid for pid in before if procs.identity(pid)}
     with slurm_site.store.read() as conn:
-        first = queries.attempts(conn, id)[0]
-    assert first.outcome == "drained"
-    assert first.allocation == row.id
+        firsts = [queries.attempts(conn, task)[0] for task in (id, deaf)]
+    assert {(one.outcome, one.allocation) for one in firsts} == {("drained", row.id)}
 
 
 @pytest.mark.timeout(300)
@@ -187,21 +209,33 @@ def test_a_controller_that_is_away_for_longer_than_jobs_may_be_missing(
     """ "Not known" is never "ended": what runs goes on, and what is asked for comes later."""
     log = slurm_site.site.log_dir / "service.log"
 
-    def unknown() -> int:
-        return log.read_text(encoding="utf-8").count("states of allocations are not known")
+    def unknown() -> list[float]:
+        """When polls failed, in seconds, by the service's own log."""
+        lines = log.read_text(encoding="utf-8").splitlines()
+        stamps = [
+            re.match(r"\[(\S+ \S+),", line)
+            for line in lines
+            if "states of allocations are not known" in line
+        ]
+        return [datetime.fromisoformat(stamp[1]).timestamp() for stamp in stamps if stamp]
 
     gate = slurm_site.site.directory / "gate-controller"
     script = f'while [ ! -e "{gate}" ]; do sleep 0.1; done'
     (id,) = slurm_site.submit("--", "/bin/sh", "-c", script)
     slurm_site.wait_for(id, "RUNNING", timeout=120)
     row = allocation_of(slurm_site, id)
-    before = unknown()
+    before = len(unknown())
     slurm_cluster.stop_controller()
+
+    def away() -> float:
+        failed = unknown()[before:]
+        return failed[-1] - failed[0] if failed else 0.0
+
     try:
-        # each try takes the client's own time-out of some seconds
-        wait_until(lambda: unknown() >= before + 10, 150, "ten polls without an answer")
+        wait_until(lambda: away() > GONE_AFTER, 150, "polls have failed for that long")
         (meanwhile,) = slurm_site.submit("--", "true")
         slurm_site.wait_for(meanwhile, "JOB_FINISHED")
+        assert len(unknown()) >= before + 3, "it has asked again and again"
     finally:
         slurm_cluster.start_controller()
     assert allocation_of(slurm_site, id).state is AllocationState.RUNNING

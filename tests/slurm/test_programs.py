@@ -14,8 +14,9 @@ from sqlalchemy import select
 
 from balsam_celery import procs
 from balsam_celery.store import queries, schema
+from balsam_celery.store.rows import AttemptRow
 from tests.acceptance.live import LiveSite
-from tests.slurm.live import allocation_of
+from tests.slurm.live import allocation_of, pilot_of
 from tests.slurm_cluster import NODES
 from tests.waiting import wait_until
 
@@ -120,16 +121,28 @@ def test_nwchem_over_two_nodes(slurm_site: LiveSite, tmp_path: Path) -> None:
         pytest.fail("NWChem is not installed")
     (tmp_path / "water.nw").write_text(WATER, encoding="utf-8")
     # the nodes share a host name here, so ranks of two nodes would take the same shared memory
+    # each rank writes down on which node Slurm has started its daemon, and becomes NWChem
+    rank = f'touch "rank-$SLURMD_NODENAME.$OMPI_COMM_WORLD_RANK"; exec {engine} "$1"'
     (id,) = slurm_site.submit(
         "--num-nodes", "2", "--launcher", "openmpi",
         "--env", "OMPI_MCA_btl=self,tcp", "--env", "OMPI_MCA_osc=pt2pt",
-        "--", engine, str(tmp_path / "water.nw"),
+        "--", "/bin/sh", "-c", rank, "sh", str(tmp_path / "water.nw"),
     )  # fmt: skip
     printed = stdout(slurm_site, id)
     found = re.search(r"Total SCF energy =\s*(-?\d+\.\d+)", printed)
     assert found, printed[-2000:]
     assert float(found[1]) == pytest.approx(WATER_ENERGY, abs=1e-8)
     assert re.search(r"nproc\s*=\s*2\b", printed)
+    # NWChem itself knows both nodes by their one host name alone
+    nodes = attempt_nodes(slurm_site, id)
+    assert len({share["node"] for share in nodes}) == len(nodes) == 2
+    assert Counter(ranks_on(slurm_site, id)) == dict.fromkeys((one["node"] for one in nodes), 1)
+
+
+def ranks_on(live: LiveSite, id: str) -> list[str]:
+    """Nodes of a task's ranks, by the files ``rank-NODE.RANK`` that these have left."""
+    directory = Path(live.task(id).work_dir or "")
+    return [path.name.removeprefix("rank-").partition(".")[0] for path in directory.glob("rank-*")]
 
 
 @pytest.mark.timeout(400)
@@ -165,6 +178,23 @@ def test_a_task_over_all_nodes_amid_small_ones(slurm_site: LiveSite) -> None:
     assert json.loads(stdout(slurm_site, wide))["size"] == 8
     for id in (*small, *later):
         slurm_site.wait_for(id, "JOB_FINISHED")
+    with slurm_site.store.read() as conn:
+        last = {id: queries.attempts(conn, id)[-1] for id in (wide, *small, *later)}
+    whole = last.pop(wide)
+    assert {one.pilot for one in last.values()} == {whole.pilot}
+    begun, ended = times(whole)
+    before = [one for one in last.values() if times(one)[1] <= begun]
+    after = [one for one in last.values() if times(one)[0] >= ended]
+    assert len(before) + len(after) == len(last), "it had all the nodes to itself"
+    assert {one.task for one in before} & set(small)
+    assert {one.task for one in after} & set(later)
+
+
+def times(attempt: AttemptRow) -> tuple[float, float]:
+    """When an attempt that is over was running."""
+    assert attempt.started is not None
+    assert attempt.ended is not None
+    return attempt.started, attempt.ended
 
 
 @pytest.mark.timeout(240)
@@ -224,13 +254,21 @@ def test_what_ranks_leave_behind_ends_with_their_task(slurm_site: LiveSite, tmp_
 
 
 def test_what_the_user_sees(slurm_site: LiveSite) -> None:
-    (id,) = slurm_site.submit("--", "/bin/sh", "-c", "env | grep -c ^PMI_; sleep 600")
+    of_a_step = "^(PMI|PMI2|PMIX|OMPI|PRTE|HYDRA)_|^SLURM_(STEP|PROCID|LOCALID|NODEID|SRUN)"
+    script = f"env | grep -Ec '{of_a_step}'; sleep 600"
+    (id,) = slurm_site.submit("--", "/bin/sh", "-c", script)
     slurm_site.wait_for(id, "RUNNING", timeout=120)
     row = allocation_of(slurm_site, id)
     shown = {one["id"]: one for one in slurm_site.json("allocations")["allocations"]}
     assert shown[row.id]["native_id"] == row.native_id
     active = slurm_site.celery("inspect", "active", "--json", "--timeout", "10")
     assert id in active
+    # the keeper of its node, a rank of the pilot's own step, has such variables
+    node = attempt_nodes(slurm_site, id)[0]["node"]
+    directory = slurm_site.site.run_dir / "allocations" / row.id / pilot_of(slurm_site, id).id
+    keeper = json.loads((directory / f"{node}.keeper.pid").read_text(encoding="utf-8"))["pid"]
+    variables = Path(f"/proc/{keeper}/environ").read_bytes().decode().split("\0")
+    assert len([one for one in variables if re.match(of_a_step, one)]) > 1
     slurm_site.balsam("kill", id)
     slurm_site.wait_for(id, "USER_KILLED")
     with slurm_site.store.read() as conn:

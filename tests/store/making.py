@@ -32,7 +32,8 @@ def program(id: str, **values: Any) -> NewTask:
     """A serial program without parents, ready to be placed; ids get to six characters."""
     values.setdefault("argv", None if values.get("parents") else ["/bin/true"])
     values.setdefault("name", id)
-    return NewTask(id=id, command=["/bin/true"], literal=True, wall_time=60, **values)
+    values.setdefault("wall_time", 60)
+    return NewTask(id=id, command=["/bin/true"], literal=True, **values)
 
 
 def add(store: Store, *tasks: NewTask, now: float = NOW) -> None:

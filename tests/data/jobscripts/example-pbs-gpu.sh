@@ -5,6 +5,7 @@
 #PBS -l place=scatter:excl
 #PBS -l walltime=01:00:00
 #PBS -r n
+#PBS -W tolerate_node_failures=all
 #PBS -j oe
 #PBS -m n
 #PBS -o localhost:/dev/null

@@ -5,6 +5,7 @@
 #PBS -l place=scatter:excl
 #PBS -l walltime=25:01:01
 #PBS -r n
+#PBS -W tolerate_node_failures=all
 #PBS -j oe
 #PBS -m n
 #PBS -o localhost:/dev/null

@@ -15,6 +15,7 @@ from balsam_celery.resources import GpuShare, NodeCapacity, NodeShare
 from balsam_celery.runtimes import Run, shape_of
 from balsam_celery.schedulers.base import IdleWindow, Scheduler
 from balsam_celery.schedulers.local import LocalScheduler
+from balsam_celery.service import pack as service_pack
 from balsam_celery.service.decide import Decision, decide, foresee
 from balsam_celery.service.estimates import estimates
 from balsam_celery.service.existing import SILENCE, SILENT_MARGINS, existing
@@ -451,8 +452,8 @@ def test_idle_nodes_are_asked_for_first(store: Store, site: Site, clock: Clock) 
     site = with_packing(site)
     add(store, *(program(f"task{n:04}") for n in range(4000)), now=clock.now)
     assert {r.code for r in decided(store, site).plan.requests} == {"backlog"}
-    first, *_ = decided(store, site, Window("local", 4, 36_000.0)).plan.requests
-    assert (first.code, first.nodes) == ("window", 4)
+    first, *_ = decided(store, site, Window("local", 2, 36_000.0)).plan.requests
+    assert (first.code, first.nodes) == ("window", 2)
 
 
 class Forgetful(LocalScheduler):
@@ -477,6 +478,41 @@ def test_a_scheduler_that_does_not_tell_what_is_idle_is_asked_for_jobs_all_the_s
     assert silent.asked == 1
     pack(store, silent, site, client)
     assert silent.asked == 1
+
+
+def test_idle_nodes_are_looked_for_beside_what_is_queued(
+    store: Store, site: Site, scheduler: Scheduler, client: redis.Redis, clock: Clock
+) -> None:
+    assert isinstance(scheduler, LocalScheduler)
+    silent = Forgetful(scheduler.directory, scheduler.options)
+    add(store, program("task01"))
+    pack(store, silent, site, client)
+    pack(store, silent, site, client, look_beside=True)
+    assert silent.asked == 2
+    # nothing is queued any more
+    set_allocation(store, rows(store)[0].id, AllocationState.RUNNING, started=clock.now)
+    pack(store, silent, site, client, look_beside=True)
+    assert silent.asked == 2
+
+
+def test_what_was_decided_of_other_allocations_is_not_done(
+    store: Store,
+    site: Site,
+    scheduler: Scheduler,
+    client: redis.Redis,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    add(store, program("task01"))
+
+    def decide_late(*told: object) -> Decision:
+        decision = decide(*told)  # type: ignore[arg-type]
+        requested(store, site)  # another one, in the meantime
+        return decision
+
+    monkeypatch.setattr(service_pack, "decide", decide_late)
+    assert not pack(store, scheduler, site, client).plan.requests
+    assert {row.asked_for for row in rows(store)} == {"a test"}
 
 
 def test_what_is_foreseen_is_what_is_done(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -49,6 +52,21 @@ def hold(number):
 
 def wait_state(store: Store, id: str, state: State, timeout: float = 40.0) -> None:
     wait_until(lambda: task(store, id).state is state, timeout, f"{id} is {state}")
+
+
+def checked(check: checks.Checks, rounds: int) -> None:
+    """Let it look that often."""
+    done = 0
+    while done < rounds:
+        before = check._checked
+        check.run()
+        done += check._checked != before
+        wait_until(lambda: time.time() > check._checked + checks.PAUSE, 5, "the pause")
+
+
+def living(pids: Path) -> list[int]:
+    """Those processes of a ``nasty`` program that are there."""
+    return [pid for pid in map(int, read_lines(pids)) if procs.identity(pid) is not None]
 
 
 def test_of_two_service_workers_one_serves(
@@ -128,30 +146,100 @@ def test_a_kill_during_a_hook(
         dataclasses.replace(program(f"t0000{number}"), hooks=nasty_hook) for number in (1, 2, 3)
     )
 
-    def living() -> list[int]:
-        return [pid for pid in map(int, read_lines(pids)) if procs.identity(pid) is not None]
-
     add(store, runs, now=time.time())
-    wait_until(lambda: len(living()) == 2, 30, "the hook runs")
+    wait_until(lambda: len(living(pids)) == 2, 30, "the hook runs")
     add(store, waits, now=time.time())
     wait_until(lambda: any(key[0] == waits.id for key in engine.outstanding.sent), 30, "it waits")
     assert request_kill(store, [runs.id, waits.id], "enough").requested == (runs.id, waits.id)
     wait_state(store, runs.id, S.USER_KILLED)
-    assert not living()
+    assert not living(pids)
     wait_state(store, waits.id, S.USER_KILLED)
     assert len(read_lines(pids)) == 2, "it never began"
     assert history(store, runs.id)[-1] is S.USER_KILLED
     add(store, orphaned, now=time.time())
-    wait_until(lambda: len(living()) == 2, 30, "the hook runs")
+    wait_until(lambda: len(living(pids)) == 2, 30, "the hook runs")
     first.kill()
     request_kill(store, [orphaned.id], "enough")
     workers.start("transitions", "two", "-P", "threads", "-c", "1")
     assert task(store, orphaned.id).state is S.READY
-    assert len(living()) == 2
+    assert len(living(pids)) == 2
     wait_until(
         lambda: check.run() or task(store, orphaned.id).state is S.USER_KILLED, 60, "it is killed"
     )
-    assert not living()
+    assert not living(pids)
+
+
+def test_what_a_hook_leaves_behind_ends_with_it(
+    make_engine: Callable[[], Engine], workers: Workers, store: Store, site: Site
+) -> None:
+    """Daemons without parent, session or environment, at an ordinary end and at a kill (R8)."""
+    make_engine()
+    worker = workers.start("transitions", "one", "-P", "threads", "-c", "4")
+    go = site.directory / "go"
+    files = {}
+    for kind in ("orphan", "nameless"):
+        for end in ("ends", "killed"):
+            pids = files[f"{kind}-{end}"] = site.directory / f"{kind}-{end}"
+            waits = f"until [ -e {go} ]; do sleep 0.1; done" if end == "ends" else "sleep 300"
+            script = f"{sys.executable} {nasty.__file__} {kind} {pids}; {waits}"
+            hooked = dataclasses.replace(
+                program(f"{kind}-{end}"), hooks={"preprocess": ["sh", "-c", script]}
+            )
+            add(store, hooked, now=time.time())
+    for id, pids in files.items():
+        wait_until(lambda pids=pids: len(read_lines(pids)) == 2, 60, f"the hook of {id} runs")  # type: ignore[misc]
+        wait_until(lambda pids=pids: len(living(pids)) == 1, 20, f"{id}: its daemon is alone")  # type: ignore[misc]
+        found = procs.entry(living(pids)[0])
+        assert found is not None
+        assert found.parent == worker.process.pid
+    request_kill(store, ["orphan-killed", "nameless-killed"], "enough")
+    go.touch()
+    for id, pids in files.items():
+        state = S.USER_KILLED if id.endswith("killed") else S.PREPROCESSED
+        wait_state(store, id, state, 60)
+        assert not living(pids), id
+    # zombies are gone too
+    assert not procs.children_of(worker.process.pid)
+
+
+def test_a_hook_is_not_lost_while_a_worker_that_may_run_it_is_silent(
+    make_engine: Callable[[], Engine],
+    workers: Workers,
+    store: Store,
+    site: Site,
+    app: Celery[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(checks, "PAUSE", 1.0)
+    engine = make_engine()
+    check = checks.Checks(
+        store, app, redis_client(site), site.settings.key_prefix, engine.leadership,
+        engine.outstanding,
+    )  # fmt: skip
+    first = workers.start("transitions", "one", "-P", "threads", "-c", "1")
+    pids = site.directory / "pids"
+    hooks = {"preprocess": [sys.executable, nasty.__file__, "deaf", str(pids)]}
+    add(store, dataclasses.replace(program("t00001"), hooks=hooks), now=time.time())
+    wait_until(lambda: len(living(pids)) == 1, 30, "the hook runs")
+    wait_until(lambda: time.time() > min(engine.outstanding.sent.values()) + 1.0, 5, "it is due")
+    workers.start("transitions", "two", "-P", "threads", "-c", "1")
+    checked(check, 1)
+    os.kill(first.process.pid, signal.SIGSTOP)
+    try:
+        checked(check, 3)
+        assert len(engine.outstanding.sent) == 1
+        assert len(living(pids)) == len(read_lines(pids)) == 1, "it runs, and once"
+    finally:
+        os.kill(first.process.pid, signal.SIGCONT)
+    # one that is silent for long is not waited for
+    first.kill()
+    checked(check, 2)
+    assert len(read_lines(pids)) == 1
+    monkeypatch.setattr(checks, "FORGET", 1.0)
+    wait_until(lambda: check.run() is not None and len(read_lines(pids)) == 2, 60, "again")
+    assert living(pids) == [int(read_lines(pids)[1])], "the first copy has ended"
+    request_kill(store, ["t00001"], "enough")
+    wait_state(store, "t00001", S.USER_KILLED)
 
 
 def test_steps_whose_worker_dies_start_again(
@@ -181,22 +269,15 @@ def test_steps_whose_worker_dies_start_again(
     add(store, waiting, now=time.time())
     wait_state(store, "s00003", S.DISPATCHED)
 
-    def checked(rounds: int) -> None:
-        done = 0
-        while done < rounds:
-            before = check._checked
-            check.run()
-            done += check._checked != before
-            wait_until(lambda: time.time() > check._checked + checks.PAUSE, 5, "the pause")
-
     # a living worker has them, so nothing happens
-    checked(3)
+    checked(check, 3)
     assert task(store, "s00001").attempt == 1
     first.kill()
     # while no worker answers nothing is known
-    checked(1)
+    checked(check, 1)
     assert task(store, "s00001").attempt == 1
-    workers.start("tasks", "two", "-c", "1")
+    # as the supervisor does it, by the same name
+    workers.start("tasks", "one", "-c", "1")
     wait_until(lambda: check.run() is not None and task(store, "s00001").attempt == 2, 60, "again")
     assert [a.outcome for a in attempts_of(store, "s00001")] == ["lost", None]
     (site.directory / "go").touch()

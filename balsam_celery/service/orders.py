@@ -1,0 +1,23 @@
+"""Orders to the main processes of pilots, through Redis."""
+
+from __future__ import annotations
+
+import redis
+
+from balsam_celery import keys
+from balsam_celery.wire import PilotOrder, encode
+
+#: Seconds after which an order that nobody took is forgotten.
+LIFE = 3600
+
+
+def give(client: redis.Redis, prefix: str, pilot: str, order: PilotOrder) -> None:
+    """Give an order, unless one waits already; it is forgotten if nobody takes it.
+
+    Raises:
+        redis.RedisError: Redis did not answer.
+    """
+    key = keys.control(prefix, pilot)
+    if not client.llen(key):
+        client.rpush(key, encode(order))
+    client.expire(key, LIFE)
