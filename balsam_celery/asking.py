@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from balsam_celery.durations import format_duration
 from balsam_celery.limits import Policy, Queue, at_once, per_node
-from balsam_celery.plans import Request
+from balsam_celery.plans import Demand, Request
 from balsam_celery.pouring import Block, Rest
 from balsam_celery.sizing import Caps, Work
 
@@ -34,24 +34,24 @@ def ask(queue: Queue, rest: Rest, caps: Caps, policy: Policy) -> Asked | None:
     ``None`` where no allocation within ``caps`` could run the first.
     """
     usable, grace = policy.usable(caps.wall_time), policy.kill_grace
-    fitting = [
-        (demand, count)
-        for demand, count in rest
-        if demand.needs(grace) <= usable and at_once(demand.resources, caps.nodes, queue.node)
-    ]
-    if not fitting or fitting[0] != rest[0]:
+
+    def fits(demand: Demand) -> bool:
+        return demand.needs(grace) <= usable and bool(
+            at_once(demand.resources, caps.nodes, queue.node)
+        )
+
+    # alone it needs the least; most that are refused are so here, without a look at the others
+    alone = Work(rest[:1], queue, policy).request(caps) if rest and fits(rest[0][0]) else None
+    if alone is None:
         return None
-    first = fitting[0][0].duration
+    first = rest[0][0].duration
     alike = [
         (demand, count)
-        for demand, count in fitting
+        for demand, count in rest
         if caps.room < 2 or first / ALIKE <= demand.duration <= first * ALIKE
+        if fits(demand)
     ]
-    request = Work(alike, queue, policy).request(caps)
-    if request is None:
-        request = Work(fitting[:1], queue, policy).request(caps)
-    if request is None:
-        return None
+    request = Work(alike, queue, policy).request(caps) or alone
     for _ in range(_TRIES):
         usable = policy.usable(request.wall_time)
         block = Block(request.nodes, usable, queue.node, policy)

@@ -90,7 +90,3 @@ class Ledger:
         for task, attempt in attempts:
             changed.give_back(task, attempt)
         return Ledger({**self.pilots, pilot: changed})
-
-    def is_idle(self, pilot: str) -> bool:
-        """Nothing runs in the pilot."""
-        return not self.pilots[pilot].holdings

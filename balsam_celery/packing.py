@@ -50,6 +50,9 @@ LITTLE = 0.25
 TOO_SMALL = 4.0
 #: … and when it has been queued for so many seconds: none is asked for and given up for another.
 _SETTLED = 60.0
+#: So many shapes that want no idle nodes are looked at before others are left to be asked for
+#: without: each look is at all of the backlog.
+WINDOW_TRIES = 32
 #: Where charges count, as many allocations of the widest size as may run at once have so many times
 #: fewer nodes than the queue's limits allow.
 NARROW = 1.5
@@ -286,9 +289,12 @@ class _Planner:
         ``spare``: nothing more than the machine has nodes for, and no word of what waits.
         """
         left: Rest = []
+        changed = True
         while rest:
-            if spare and self._is_little(rest):
+            # what is refused changes no allocation: to look anew for each shape would be quadratic
+            if spare and changed and self._is_little(rest):
                 return left + rest
+            changed = False
             demand, count = rest[0]
             queues = self._fitting(demand)
             open_queues = [queue for queue in queues if self._room.has(queue)]
@@ -301,7 +307,7 @@ class _Planner:
             if asked:
                 best, code = max(asked, key=self._worth)
                 self._take(best, code)
-                rest = best.left
+                rest, changed = best.left, True
                 continue
             rest = rest[1:]
             left.append((demand, count))
@@ -312,7 +318,7 @@ class _Planner:
     def _ask_in_windows(self, rest: Rest) -> Rest:
         """Ask for allocations in idle nodes; return what is left."""
         left: Rest = []
-        while rest:
+        while rest and len(left) < WINDOW_TRIES:
             demand, count = rest[0]
             found = [
                 asked
@@ -329,7 +335,7 @@ class _Planner:
             else:
                 left.append((demand, count))
                 rest = rest[1:]
-        return left
+        return left + rest
 
     def _is_little(self, rest: Rest) -> bool:
         """What there is can run it too, and becomes little deeper by that."""

@@ -22,7 +22,7 @@ Rest = list[tuple[Demand, int]]
 _ROUNDING = 1e-9
 #: An allocation takes work so many times deeper than another one would have to be to pay: so what
 #: comes late, or was too much by little, is not asked for anew.
-_ROOMY = 1.5
+_DEEPER = 1.5
 
 
 @dataclass(slots=True)
@@ -95,7 +95,7 @@ class Block:
         last = self.usable - needed
         if not deep:
             # its nodes are charged for as long as the longest runs, so others may run beside that
-            worth = max(_ROOMY * self.policy.depth(duration), self.longest)
+            worth = max(_DEEPER * self.policy.depth(duration), self.longest)
             last = min(last, max(0, math.ceil(worth / duration - _ROUNDING) - 1) * duration)
         rounds = 1 + math.floor(last / duration + _ROUNDING)
         filled = self.depth + self._busy(demand, rounds * duration)

@@ -19,6 +19,9 @@ from typing import NamedTuple
 LEAST, GROWTH = 0.01, 1.1
 #: Runs from which something is said: the least of which one is beyond a quantile of 0.9.
 ENOUGH = 10
+#: Of a task that must end before its pilot does: it starts where nine of ten would have ended.
+#: The tenth is cut short and runs again, which costs less than nodes that idle for the longest.
+FITS = 0.9
 #: Runs of one application and shape beyond which the older ones fade.
 MEMORY = 1000
 

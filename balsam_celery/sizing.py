@@ -30,7 +30,7 @@ SLACK, SLACK_OF_LIMITS = 4.0, 1.1
 GUESS = 0.4
 #: So many times longer than it has to be to pay, one allocation still takes all, and no second one
 #: is asked for.
-_ROOMY = 1.5
+_LONGER = 1.5
 #: Of widths that make about as many rounds only some are tried.
 _STEP = 0.9
 
@@ -173,7 +173,7 @@ class Work:
         time = self.time(nodes)
         # where it cannot be wide enough, and others may be asked for, they share the work
         shared = max(policy.depth(self.longest), self.node_seconds / (nodes * max(1, caps.room)))
-        if time > _ROOMY * shared and not caps.whole:
+        if time > _LONGER * shared and not caps.whole:
             time = max(self.longest, shared)
         more = (time - self.longest) * (SLACK if self._unsure else SLACK_OF_LIMITS)
         wall_time = max(queue.min_wall_time, math.ceil(more + self.needs) + policy.margins)

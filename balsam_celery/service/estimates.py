@@ -7,14 +7,11 @@ from typing import Protocol
 
 from sqlalchemy import Connection
 
-from balsam_celery.runtimes import ENOUGH, Histogram, Learned, outlived, shape_of
+from balsam_celery.runtimes import ENOUGH, FITS, Histogram, Learned, outlived, shape_of
 from balsam_celery.states import State
 from balsam_celery.store import runtimes
 from balsam_celery.store.rows import TaskRow
 
-#: Of a task that must end before its pilot does: it starts where nine of ten would have ended.
-#: The tenth is cut short and runs again, which costs less than nodes that idle for the longest.
-FITS = 0.9
 #: Seconds for which a connection keeps what it has read.
 KEEP = 10.0
 _KEY = "balsam.estimates"

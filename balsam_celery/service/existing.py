@@ -24,6 +24,10 @@ from balsam_celery.store.rows import (
 )
 from balsam_celery.wire import from_plain
 
+#: An allocation that runs counts as room until so many seconds, and so many times the time that a
+#: pilot needs to start, have gone without a word of one: then most likely none comes.
+SILENCE, SILENT_MARGINS = 600.0, 5
+
 
 def existing(
     conn: Connection,
@@ -35,7 +39,7 @@ def existing(
     """``rows``, which have not ended, with what runs in them until when, and what idles."""
     by_name = {queue.name: queue for queue in queues_of(settings)}
     pilots: dict[str, list[PilotRow]] = defaultdict(list)
-    for pilot in allocations.list_pilots(conn):
+    for pilot in allocations.list_pilots(conn, allocations=[row.id for row in rows]):
         pilots[pilot.allocation].append(pilot)
     tasks: dict[str, list[TaskRow]] = defaultdict(list)
     for task in scans.on_pilots(conn):
@@ -77,7 +81,8 @@ def _one(
     elif not pilots and row.state is AllocationState.RUNNING:
         # it starts up: what is left once its workers consume
         age = max(0.0, now - (row.started or now))
-        usable = row.wall_time - max(age, margins.startup_margin) - margins.drain_margin
+        if age <= max(SILENCE, SILENT_MARGINS * margins.startup_margin):
+            usable = row.wall_time - max(age, margins.startup_margin) - margins.drain_margin
     elif not pilots:
         usable = margins.usable(row.wall_time)
     runs = row.state is AllocationState.RUNNING or bool(pilots)

@@ -44,8 +44,10 @@ def explain_allocations(store: Store, site: Site) -> Explained:
     decision, now = foreseen(store, site), store.clock()
     with store.read() as conn:
         failed = allocations.came_to_nothing(conn, now - allocations.SHOWN_FOR)
+        told_of = [row.id for row in (*decision.live, *failed)]
         # of several pilots of one allocation the latest stays
-        pilots = {one.allocation: one for one in allocations.list_pilots(conn)}
+        found = allocations.list_pilots(conn, allocations=told_of)
+        pilots = {one.allocation: one for one in found}
         running = standing.running_on(conn, [pilot.id for pilot in pilots.values()])
     queued = [row for row in decision.live if row.state is AllocationState.QUEUED]
     jobs = ask_scheduler(site, queued) if queued else {}

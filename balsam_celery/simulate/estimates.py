@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 
 from balsam_celery.resources import Resources
-from balsam_celery.runtimes import ENOUGH, Histogram, bucket_of, outlived
+from balsam_celery.runtimes import ENOUGH, FITS, Histogram, bucket_of, outlived
 from balsam_celery.simulate.workload import Kind
 
-#: As ``service.estimates.FITS``: a task that must end in time starts where nine of ten would have.
-FITS = 0.9
 #: A histogram is made again once it holds so many times the runs: plans stay as they are meanwhile.
 _GROWN = 1.1
 Key = tuple[str, Resources | None]

@@ -206,14 +206,17 @@ def list_pilots(
     states: Collection[PilotState] | None = None,
     *,
     allocation: str | None = None,
+    allocations: Collection[str] | None = None,
 ) -> list[PilotRow]:
-    """Pilots (in one of ``states``, of that allocation), oldest first."""
+    """Pilots (in one of ``states``, of that allocation, of one of those), oldest first."""
     table = schema.pilot
     query = select(table).order_by(table.c.registered, table.c.id)
     if states is not None:
         query = query.where(table.c.state.in_(list(states)))
     if allocation is not None:
         query = query.where(table.c.allocation == allocation)
+    if allocations is not None:
+        query = query.where(table.c.allocation.in_(list(allocations)))
     return [PilotRow.of(row) for row in conn.execute(query).mappings()]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVarTuple
 
 from sqlalchemy import ColumnElement, Connection, Select, case, func, literal, select, text
 
@@ -18,6 +18,8 @@ from balsam_celery.store import schema
 from balsam_celery.store.queries import read_tasks
 from balsam_celery.store.rows import TaskRow, resources_of
 from balsam_celery.store.sql import any_of
+
+_Columns = TypeVarTuple("_Columns")
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,19 +180,6 @@ def on_pilots(conn: Connection, pilot: str | None = None) -> list[TaskRow]:
     return read_tasks(conn, query)
 
 
-def pending_steps(conn: Connection, *, limit: int) -> list[TaskRow]:
-    """Tasks between states that the service or the transitions worker moves on, oldest change
-    first: READY, STAGED_IN, RUN_DONE, RUN_ERROR, RUN_TIMEOUT."""
-    task = schema.task
-    query = (
-        by_index(select(task), "ix_task_pending_step")
-        .where(text(schema.PENDING_STEP_SQL))
-        .order_by(task.c.changed)
-        .limit(limit)
-    )
-    return read_tasks(conn, query)
-
-
 def kills_requested(conn: Connection, *, limit: int) -> list[TaskRow]:
     """Tasks that are to be killed and are not final, oldest request first."""
     task = schema.task
@@ -203,6 +192,6 @@ def kills_requested(conn: Connection, *, limit: int) -> list[TaskRow]:
     return read_tasks(conn, query)
 
 
-def by_index(query: Select[Any], index: str) -> Select[Any]:
+def by_index(query: Select[*_Columns], index: str) -> Select[*_Columns]:
     """``query``, which SQLite answers by ``index`` or not at all; PostgreSQL finds it by itself."""
     return query.with_hint(schema.task, f"INDEXED BY {index}", "sqlite")

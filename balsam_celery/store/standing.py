@@ -10,6 +10,7 @@ from sqlalchemy import ColumnElement, Connection, and_, func, not_, or_, select,
 from balsam_celery.store import schema
 from balsam_celery.store.queries import read_tasks
 from balsam_celery.store.rows import PilotRow, TaskRow
+from balsam_celery.store.scans import by_index
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +54,25 @@ def ahead(
     same = and_(reaches(level), not_(higher))
     sooner = or_(task.created < row.created, and_(task.created == row.created, task.id < row.id))
 
-    def count(*conditions: ColumnElement[bool]) -> int:
-        query = select(func.count()).where(
-            text(schema.PLACEABLE_SQL), task.kind == "program", task.not_before <= now, *conditions
-        )
-        return conn.scalar(query) or 0
+    def count(*conditions: ColumnElement[bool]) -> ColumnElement[int]:
+        return func.count().filter(*conditions)
 
-    older = count(same, sooner, *alike)
-    return Ahead(
-        higher=count(higher),
-        wider=count(same, task.num_nodes > row.num_nodes),
-        older=older,
-        of_shape=older + count(higher, *alike),
+    # once over the backlog, however long: each row is read one time
+    query = (
+        by_index(
+            select(
+                count(higher),
+                count(same, task.num_nodes > row.num_nodes),
+                count(same, sooner, *alike),
+                count(higher, *alike),
+            ).select_from(schema.task),
+            "ix_task_placeable",
+        )
+        .where(text(schema.PLACEABLE_SQL), reaches(level))
+        .where(task.kind == "program", task.not_before <= now)
     )
+    first, wider, older, of_shape = conn.execute(query).one()
+    return Ahead(higher=first, wider=wider, older=older, of_shape=older + of_shape)
 
 
 def unmet_parents(conn: Connection, id: str, *, limit: int) -> list[TaskRow]:

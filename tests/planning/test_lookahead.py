@@ -145,7 +145,7 @@ def test_look_ahead_changes_nothing_of_what_starts_now(
     for one in sorted(with_it.placements, key=lambda p: hash((p.id, tasks))):
         left = left.give_back(one.pilot, [(one.id, one.attempt)])
         check_free_cores(left)
-    assert all(left.is_idle(pilot) for pilot in left.pilots)
+    assert not any(pilot.holdings for pilot in left.pilots.values())
     assert not any(list(pilot.queued()) for pilot in left.pilots.values())
 
 

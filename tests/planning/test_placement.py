@@ -120,7 +120,7 @@ def test_giving_all_back_makes_the_ledger_empty(ledger: Ledger, waiting: list[Ca
         assert pair in older.pilots[placement.pilot].holdings
         given_back = given_back.give_back(placement.pilot, [pair, pair])
     check_free(given_back)
-    assert all(given_back.is_idle(pilot) for pilot in given_back.pilots)
+    assert not any(pilot.holdings for pilot in given_back.pilots.values())
     assert place(given_back, waiting, NOW).placements == after.placements
 
 

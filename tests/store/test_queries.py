@@ -10,8 +10,9 @@ from sqlalchemy import Connection, event, insert, text
 
 from balsam_celery.errors import InvalidInput, NotFound
 from balsam_celery.resources import Resources
+from balsam_celery.service.window import SHAPE
 from balsam_celery.states import State
-from balsam_celery.store import queries, scans, schema
+from balsam_celery.store import allocations, queries, scans, schema, standing
 from balsam_celery.store.engine import Store
 from balsam_celery.store.queries import TaskFilter
 from tests.store.making import SUCCESS, add, program, task, walk
@@ -159,7 +160,6 @@ def test_scans_find_what_the_service_looks_for(store: Store) -> None:
         assert shapes[4, 0] == 1
         assert [row.id for row in scans.on_pilots(conn)] == ["placed"]
         assert [row.id for row in scans.on_pilots(conn, "pilot-2")] == []
-        assert [row.id for row in scans.pending_steps(conn, limit=10)] == ["step-1"]
         assert [row.id for row in scans.kills_requested(conn, limit=10)] == ["placed"]
 
 
@@ -182,14 +182,36 @@ def test_memory_and_resources_make_shapes(store: Store) -> None:
         (lambda conn: scans.placeable(conn, now=1.0, limit=10), "ix_task_placeable"),
         (lambda conn: scans.backlog(conn, now=1.0), "ix_task_placeable"),
         (lambda conn: scans.on_pilots(conn, "p"), "ix_task_on_pilot"),
-        (lambda conn: scans.pending_steps(conn, limit=10), "ix_task_pending_step"),
         (lambda conn: scans.kills_requested(conn, limit=10), "ix_task_kill_requested"),
     ],
-    ids=["placeable", "backlog", "on_pilots", "pending_steps", "kills"],
+    ids=["placeable", "backlog", "on_pilots", "kills"],
 )
 def test_sqlite_uses_the_partial_index(
     store: Store, query: Callable[[Connection], object], index: str
 ) -> None:
+    [(_, plan)] = plans(store, query)
+    assert index in plan
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_what_goes_before_a_task_is_counted_in_one_walk(store: Store) -> None:
+    add(store, program("task-1"), program("task-2"))
+    row = task(store, "task-2")
+    [(statement, plan)] = plans(
+        store, lambda conn: standing.ahead(conn, row, SHAPE, now=2000.0, ageing=60.0)
+    )
+    assert statement.count("SELECT") == 1
+    assert plan.count("ix_task_placeable") == 1
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_pilots_of_some_allocations_are_found_by_index(store: Store) -> None:
+    [(_, plan)] = plans(store, lambda conn: allocations.list_pilots(conn, allocations=["a", "b"]))
+    assert "ix_pilot_allocation" in plan
+
+
+def plans(store: Store, query: Callable[[Connection], object]) -> list[tuple[str, str]]:
+    """Each statement that reads, and how SQLite answers it."""
     said: list[tuple[str, Any]] = []
 
     def listen(_conn: object, _cursor: object, statement: str, parameters: Any, *_: object) -> None:
@@ -198,6 +220,8 @@ def test_sqlite_uses_the_partial_index(
     event.listen(store.engine, "before_cursor_execute", listen)
     with store.read() as conn:
         query(conn)
-        statement, parameters = next(one for one in said if one[0].startswith("SELECT"))
-        plan = conn.exec_driver_sql("EXPLAIN QUERY PLAN " + statement, parameters).all()
-    assert index in str(plan)
+        read = [one for one in said if one[0].startswith("SELECT")]
+        return [
+            (statement, str(conn.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values).all()))
+            for statement, values in read
+        ]

@@ -9,14 +9,16 @@ import redis
 from sqlalchemy import update
 
 from balsam_celery.errors import SchedulerUnavailable
-from balsam_celery.packing import Lane, Window
+from balsam_celery.limits import policy_of
+from balsam_celery.packing import Lane, Request, Window
+from balsam_celery.resources import GpuShare, NodeCapacity, NodeShare
 from balsam_celery.runtimes import Run, shape_of
 from balsam_celery.schedulers.base import IdleWindow, Scheduler
 from balsam_celery.schedulers.local import LocalScheduler
 from balsam_celery.service import pack as service_pack
 from balsam_celery.service.decide import Decision, decide, foresee
 from balsam_celery.service.estimates import estimates
-from balsam_celery.service.existing import existing
+from balsam_celery.service.existing import SILENCE, SILENT_MARGINS, existing
 from balsam_celery.service.pack import pack
 from balsam_celery.service.poll import Poller
 from balsam_celery.settings import QueueSettings
@@ -25,6 +27,7 @@ from balsam_celery.states import State
 from balsam_celery.store import allocations, runtimes, scans, schema
 from balsam_celery.store.engine import Store
 from balsam_celery.store.rows import AllocationRow, AllocationState, PilotState
+from balsam_celery.wire import to_plain
 from tests.service.allocations.making import (
     REQUEST,
     dispatched,
@@ -139,6 +142,52 @@ def test_a_pilot_that_starts_up_is_counted_on(
     assert not pack(store, scheduler, site, client).plan.requests
     clock.now += 290
     assert pack(store, scheduler, site, client).plan.requests
+
+
+def test_a_pilot_that_never_comes_is_not_waited_for(
+    store: Store, site: Site, scheduler: Scheduler, client: redis.Redis, clock: Clock
+) -> None:
+    long = requested(store, site, Request("local", 2, 36_000, "a test"))
+    set_allocation(store, long, AllocationState.RUNNING, native_id="x", started=clock.now)
+    add(store, program("task01"))
+    silence = max(SILENCE, SILENT_MARGINS * policy_of(site.settings).startup_margin)
+    clock.now += silence - 1
+    assert not pack(store, scheduler, site, client).plan.requests
+    clock.now += 2
+    assert pack(store, scheduler, site, client).plan.requests
+
+
+def test_pilots_of_allocations_that_ended_are_not_read(
+    store: Store, site: Site, clock: Clock
+) -> None:
+    ended, live = running_pilot(store, site, "p0"), running_pilot(store, site, "p1")
+    set_allocation(store, ended, AllocationState.ENDED, ended=clock.now)
+    # in no known state, it fails whoever reads it
+    broken = schema.pilot.update().where(schema.pilot.c.id == "p0").values(state="BROKEN")
+    store.run(lambda conn: conn.execute(broken))
+    with store.read() as conn:
+        there = allocations.list_allocations(conn, allocations.LIVE_ALLOCATIONS)
+        [one] = existing(conn, site.settings, there, estimates(conn, clock.now), clock.now)
+    assert (one.id, len(one.lanes)) == (live, 2)
+
+
+def test_a_lane_tells_what_its_task_holds(store: Store, site: Site, clock: Clock) -> None:
+    running_pilot(store, site)
+    nodes = [NodeCapacity(name, (0, 1), (0, 1), 100) for name in ("n0", "n1")]
+    share = NodeShare("n0", (0,), (GpuShare(1, 0.5),), 60)
+    dispatched(store, "task01", "p1", running=True)
+    store.run(
+        lambda conn: (
+            conn.execute(update(schema.task).values(shares=[to_plain(share)])),
+            conn.execute(update(schema.pilot).values(nodes=[to_plain(one) for one in nodes])),
+        )
+    )
+    with store.read() as conn:
+        live = allocations.list_allocations(conn)
+        [one] = existing(conn, site.settings, live, estimates(conn, clock.now), clock.now)
+    [busy, idle] = one.lanes
+    assert (busy.free_cores, busy.gpus, busy.memory) == (1, (500_000, 1_000_000), 40)
+    assert (idle.free_cores, idle.gpus, idle.memory) == (2, None, None)
 
 
 def test_what_nothing_can_hold_fails_with_the_reason(
