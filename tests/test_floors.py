@@ -38,6 +38,7 @@ FLOORS: dict[str, int] = {
     "draining": 0,
     "room": 0,
     "pouring": 0,
+    "requesting": 0,
     "sizing": 0,
     "outer": 0,
     "codec": 0,

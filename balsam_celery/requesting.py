@@ -1,0 +1,134 @@
+"""What one request is, given what may still be asked for.  Pure: used by ``packing`` alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from balsam_celery.asking import Asked, ask, efficiency, told
+from balsam_celery.limits import Policy, Queue, at_once
+from balsam_celery.plans import Demand, Existing, Request, Waiting, Window
+from balsam_celery.pouring import Block, Rest
+from balsam_celery.room import Room, Windows
+from balsam_celery.sizing import Caps
+
+#: For so much more than what allocations have to do, none is asked for beside them.
+LITTLE = 0.25
+#: Where charges count, as many allocations of the widest size as may run at once have so many times
+#: fewer nodes than the queue's limits allow.
+NARROW = 1.5
+
+
+class Requester:
+    """What is asked for in one planning, beside what exists.
+
+    Attributes:
+        blocks: allocations that exist and are kept, by id.
+        requests, new: what is asked for, and the allocations that this makes.
+    """
+
+    def __init__(
+        self,
+        queues: Sequence[Queue],
+        existing: Sequence[Existing],
+        policy: Policy,
+        windows: Sequence[Window],
+    ) -> None:
+        self._queues = {queue.name: queue for queue in queues}
+        self._policy = policy
+        # one that is given up takes its place until the scheduler has let it go
+        self._room = Room(queues, existing, policy)
+        self._windows = Windows(windows, existing, policy)
+        self.blocks: dict[str, Block] = {}
+        self.new: list[Block] = []
+        self.requests: list[Request] = []
+
+    def _is_little(self, rest: Rest) -> bool:
+        """What there is can run it too, and becomes little deeper by that."""
+        blocks = [replace(block, share=[]) for block in (*self.blocks.values(), *self.new)]
+        before = sum(block.depth * block.nodes for block in blocks)
+        for block in blocks:
+            rest = block.pour(rest, deep=True)
+        more = sum(block.depth * block.nodes for block in blocks) - before
+        return not rest and more <= LITTLE * before
+
+    def _fitting(self, demand: Demand) -> list[Queue]:
+        """The queues that could hold one such task."""
+        needed = demand.needs(self._policy.kill_grace)
+        return [
+            queue
+            for queue in self._queues.values()
+            if self._policy.usable(queue.max_wall_time) >= needed
+            and at_once(demand.resources, queue.max_nodes, queue.node)
+        ]
+
+    def _why(self, demand: Demand, queues: Sequence[Queue], open_: Sequence[Queue]) -> Waiting:
+        if not queues:
+            return Waiting(demand, "no queue asked now can hold it", "no-queue")
+        if not open_:
+            return Waiting(demand, *self._room.reason(queues))
+        hours = max(0.0, self._room.node_seconds) / 3600
+        return Waiting(demand, f"packing.budget has {hours:.1f} node-hours left", "budget")
+
+    def _caps(self, queue: Queue, demand: Demand, spare: bool) -> Caps | None:
+        # several narrow ones rather than a wide one: each ends by itself when the work gets less,
+        # and where limits end them the last tasks of a few lanes are waited for, not of all
+        nodes = queue.max_nodes
+        if self._policy.efficiency:
+            share = math.ceil(nodes / (NARROW * max(1, queue.max_running)))
+            nodes = min(nodes, max(share, queue.min_nodes, demand.resources.num_nodes))
+        room = self._room.left(queue)
+        if spare and self._policy.machine_nodes is not None:
+            free = self._policy.machine_nodes - self._room.nodes
+            if free >= max(queue.min_nodes, demand.resources.num_nodes):
+                nodes = min(nodes, free)
+                room = min(room, free // nodes)
+            elif any(b.fits(demand) for b in (*self.blocks.values(), *self.new)):
+                return None
+        return Caps(nodes, queue.max_wall_time, self._room.node_seconds, room)
+
+    def _ask_in(self, queue: Queue, rest: Rest, caps: Caps) -> tuple[Asked, str] | None:
+        """The best request of a queue; cut to what is idle there, if that is worth it."""
+        whole = ask(queue, rest, caps, self._policy)
+        window = self._windows.best(queue.name)
+        if whole is None:
+            return None
+        if window is None:
+            return whole, "backlog"
+        request = whole.request
+        if request.nodes <= window.nodes and request.wall_time <= window.seconds:
+            return whole, "window"
+        wall_time = int(min(caps.wall_time, window.seconds))
+        nodes = min(caps.nodes, window.nodes)
+        # it starts at once however long it is, and nobody knows when the others do
+        narrow = replace(caps, nodes=nodes, wall_time=wall_time, whole=True)
+        cut = ask(queue, rest, narrow, self._policy)
+        if cut is None or (cut.left and caps.room < 2):
+            return whole, "backlog"
+        good = self._policy.efficiency * efficiency(queue, whole, self._policy)
+        if efficiency(queue, cut, self._policy) < good:
+            return whole, "backlog"
+        return cut, "window"
+
+    def _worth(self, found: tuple[Asked, str]) -> tuple[bool, bool, float, int]:
+        asked, code = found
+        request, block = asked.request, asked.block
+        return (
+            code == "window",
+            self._room.may_start(request.queue),
+            block.depth * block.nodes,
+            -request.nodes * request.wall_time,
+        )
+
+    def told(self) -> tuple[Request, ...]:
+        """The requests, each with what it is for."""
+        pairs = zip(self.requests, self.new, strict=True)
+        return tuple(told(request, block) for request, block in pairs)
+
+    def _take(self, asked: Asked, code: str) -> None:
+        request = replace(asked.request, code=code)
+        self.requests.append(request)
+        self.new.append(asked.block)
+        self._room.take(request)
+        self._windows.take(request.queue, request.nodes, request.wall_time)
