@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from sqlalchemy import Connection
 
@@ -14,6 +16,7 @@ from balsam_celery.packing import Existing, Lane
 from balsam_celery.resources import NodeCapacity, NodeShare
 from balsam_celery.service.estimates import Estimates
 from balsam_celery.settings import Settings
+from balsam_celery.states import State
 from balsam_celery.store import allocations, scans
 from balsam_celery.store.rows import (
     AllocationRow,
@@ -23,6 +26,8 @@ from balsam_celery.store.rows import (
     TaskRow,
 )
 from balsam_celery.wire import from_plain
+
+log = logging.getLogger(__name__)
 
 #: An allocation that runs counts as room until so many seconds, and so many times the time that a
 #: pilot needs to start, have gone without a word of one: then most likely none comes.
@@ -112,10 +117,8 @@ def _lanes(
         shares = [from_plain(NodeShare, share) for share in task.shares or ()]
         for share in shares:
             # what is queued behind another task holds nothing yet
-            if share.node in free and not share.queued:
-                free[share.node] = free[share.node].with_taken(
-                    share, task.node_packing_count, gang=len(shares) > 1
-                )
+            if share.node in free and (task.state is State.RUNNING or not share.queued):
+                free[share.node] = _less(free[share.node], share, task, gang=len(shares) > 1)
         held.append(
             Held(
                 tuple(share.node for share in shares),
@@ -124,3 +127,12 @@ def _lanes(
             )
         )
     return lanes(free.values(), held)
+
+
+def _less(node: NodeFree, share: NodeShare, task: TaskRow, *, gang: bool) -> NodeFree:
+    """``node`` without ``share``; with nothing left where rows contradict each other."""
+    try:
+        return node.with_taken(share, task.node_packing_count, gang)
+    except ValueError as error:
+        log.warning("%s is taken for full: its tasks' rows do not fit it: %s", share.node, error)
+        return replace(node, cores=(), holders=node.holders + 1)
