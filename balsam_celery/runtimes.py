@@ -128,6 +128,22 @@ def outlived(elapsed: float) -> float:
     return elapsed
 
 
+def after_cut(expected: float | None, ran: float | None, wall_time: float) -> float | None:
+    """Seconds that a task is expected to run, of which a run was cut when an allocation ended.
+
+    Given the same time it would be cut again, in one allocation after the other, so it gets twice
+    what was too little: it has outlived that.
+
+    Args:
+        expected: what users or other runs tell, ``None``: nothing, then its limit is taken anyway.
+        ran: seconds for which the longest run lasted that was cut; ``None``: none was.
+        wall_time: its limit, the most that comes out unless more is expected.
+    """
+    if expected is None or ran is None:
+        return expected
+    return max(expected, min(float(wall_time), ran + outlived(ran)))
+
+
 def counted(runs: Iterable[Run]) -> dict[tuple[str, str, int], int]:
     """``runs`` as numbers by application, shape and step, in that order."""
     counts = Counter((run.application, run.shape, bucket_of(run.seconds)) for run in runs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 from balsam_celery.resources import Resources
-from balsam_celery.runtimes import ENOUGH, Histogram, bucket_of, outlived
+from balsam_celery.runtimes import ENOUGH, Histogram, after_cut, bucket_of, outlived
 from balsam_celery.simulate.workload import Kind
 
 #: As ``service.estimates.FITS``: a task that must end in time starts where nine of ten would have.
@@ -30,19 +30,18 @@ class Estimates:
             self._counts[key][bucket] += 1
             self._totals[key] += 1
 
-    def fits(self, kind: Kind) -> float | None:
-        """Seconds in which one has most likely ended: for a start that must end in time."""
-        if kind.expected_time is not None:
-            return kind.expected_time
-        known = self._of(kind)
-        return None if known is None else known[1]
+    def fits(self, kind: Kind, ran: float | None = None) -> float | None:
+        """Seconds in which one has most likely ended: for a start that must end in time.
 
-    def mean(self, kind: Kind) -> float | None:
-        """Mean seconds: for amounts of work."""
-        if kind.expected_time is not None:
-            return kind.expected_time
+        ``ran``: seconds of the longest run of it that was cut, ``None``: none was.
+        """
         known = self._of(kind)
-        return None if known is None else known[2]
+        return _expected(kind, None if known is None else known[1], ran)
+
+    def mean(self, kind: Kind, ran: float | None = None) -> float | None:
+        """Mean seconds: for amounts of work."""
+        known = self._of(kind)
+        return _expected(kind, None if known is None else known[2], ran)
 
     def remaining(self, kind: Kind, elapsed: float, limit: float) -> float:
         """Mean seconds until one that has run for ``elapsed`` ends, at most ``limit``."""
@@ -66,3 +65,8 @@ class Estimates:
                 self._known[key] = known
             return known
         return None
+
+
+def _expected(kind: Kind, learned: float | None, ran: float | None) -> float | None:
+    given = kind.expected_time
+    return after_cut(learned if given is None else given, ran, kind.wall_time)

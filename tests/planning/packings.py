@@ -11,9 +11,7 @@ from balsam_celery.limits import Policy, Queue
 from balsam_celery.packing import Demand, Existing, Lane, Plan, Window, pack
 from tests.planning.values import node, resources
 
-POLICY = Policy(
-    max_allocations=10, startup_margin=30, drain_margin=15, kill_grace=5, haste=0.0
-)
+POLICY = Policy(max_allocations=10, startup_margin=30, drain_margin=15, kill_grace=5, haste=0.0)
 
 
 @dataclass(frozen=True)
@@ -65,6 +63,7 @@ def demands() -> st.SearchStrategy[list[Demand]]:
             expected_time=st.sampled_from([None, None, 0.1, 50.0, 700.0]),
             restartable=st.booleans(),
             waited=st.sampled_from([0.0, 100.0]),
+            fits=st.sampled_from([None, 0.1, 120.0, 1500.0]),
         ),
         max_size=6,
     )
