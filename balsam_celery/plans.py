@@ -17,9 +17,12 @@ class Demand:
         wall_time: limit of each in seconds.
         count: how many.
         priority: larger is served first.
-        expected_time: seconds that each is expected to run, ``None``: its limit.
-        restartable: each may start where only ``expected_time`` fits.
+        expected_time: seconds that each is expected to run, ``None``: its limit. For
+            amounts of work only, which are sums.
+        restartable: each may start where only ``fits`` fits.
         waited: seconds since the oldest of them was created.
+        fits: seconds in which each has most likely ended, ``None``: its limit. Placement starts a
+            restartable one where these are left, so no allocation may have less.
     """
 
     resources: Resources
@@ -29,6 +32,7 @@ class Demand:
     expected_time: float | None = None
     restartable: bool = False
     waited: float = 0.0
+    fits: float | None = None
 
     @property
     def duration(self) -> float:
@@ -39,7 +43,9 @@ class Demand:
 
     def needs(self, kill_grace: int) -> float:
         """Seconds that an allocation must have left for one to start in it."""
-        return kill_grace + (self.duration if self.restartable else self.wall_time)
+        if not self.restartable or self.fits is None:
+            return float(kill_grace + self.wall_time)
+        return kill_grace + min(self.fits, self.wall_time)
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,7 +120,7 @@ def by_shape(backlog: Iterable[Demand]) -> Rest:
             continue
         key = (
             demand.resources, demand.wall_time, demand.priority, demand.expected_time,
-            demand.restartable,
+            demand.restartable, demand.fits,
         )  # fmt: skip
         known, count = counts.get(key, (demand, 0))
         longest = known if known.waited >= demand.waited else demand
@@ -136,7 +136,7 @@ def _order(demand: Demand) -> tuple[float | str, ...]:
         -demand.duration,
         -demand.wall_time,
         -wanted.least_cores,
-        repr((wanted, demand.expected_time, demand.restartable)),
+        repr((wanted, demand.expected_time, demand.restartable, demand.fits)),
     )
 
 

@@ -22,6 +22,9 @@ ENOUGH = 10
 #: Of a task that must end before its pilot does: it starts where nine of ten would have ended.
 #: The tenth is cut short and runs again, which costs less than nodes that idle for the longest.
 FITS = 0.9
+#: Where users said how long it runs, so many times that must be left: they are wrong by a factor of
+#: two now and then, and a run that is cut is lost whole.
+SURE = 1.5
 #: Runs of one application and shape beyond which the older ones fade.
 MEMORY = 1000
 
@@ -129,6 +132,22 @@ def outlived(elapsed: float) -> float:
     User Runtime Estimates, IEEE TPDS 18(6), 2007).
     """
     return elapsed
+
+
+def after_cut(expected: float | None, ran: float | None, wall_time: float) -> float | None:
+    """Seconds that a task is expected to run, of which a run was cut when an allocation ended.
+
+    Given the same time it would be cut again, in one allocation after the other, so it gets twice
+    what was too little: it has outlived that.
+
+    Args:
+        expected: what users or other runs tell, ``None``: nothing, then its limit is taken anyway.
+        ran: seconds for which the longest run lasted that was cut; ``None``: none was.
+        wall_time: its limit, the most that comes out unless more is expected.
+    """
+    if expected is None or ran is None:
+        return expected
+    return max(expected, min(float(wall_time), ran + outlived(ran)))
 
 
 def counted(runs: Iterable[Run]) -> dict[tuple[str, str, int], int]:

@@ -74,6 +74,8 @@ def decide(
             known.mean(shape),
             shape.restartable,
             max(0.0, now - shape.oldest),
+            # as many of them as there are must fit, hence also the longest
+            known.fits(replace(shape, expected_time=shape.longest)),
         )
         for shape in shapes
         if shape not in hopeless

@@ -12,6 +12,9 @@ from balsam_celery.service.rules import Policy, path
 from balsam_celery.states import FINAL, ON_PILOT, State
 from balsam_celery.wire import Ended
 
+#: Ends before the program was done with which it has nothing to do.
+_CUT = frozenset({"drained", "lost"})
+
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
@@ -56,6 +59,9 @@ def program_ended(batch: Batch, ended: Ended) -> str | None:
         batch.go(case, State.RUNNING, time=ended.started)
         states = states[1:]
     values: dict[str, Any] = {"pilot": None, "shares": None, "reason": reason}
+    if ended.outcome in _CUT and ended.started is not None:
+        # the next attempt gets more time (``runtimes.after_cut``)
+        values["ran"] = max(case.row.ran or 0.0, ended.ended - ended.started)
     if way.counts:
         values["failures"] = case.failures + 1
     if states[-1] in FINAL:

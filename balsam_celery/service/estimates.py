@@ -7,7 +7,16 @@ from typing import Protocol
 
 from sqlalchemy import Connection
 
-from balsam_celery.runtimes import ENOUGH, FITS, Histogram, Learned, outlived, shape_of
+from balsam_celery.runtimes import (
+    ENOUGH,
+    FITS,
+    SURE,
+    Histogram,
+    Learned,
+    after_cut,
+    outlived,
+    shape_of,
+)
 from balsam_celery.states import State
 from balsam_celery.store import runtimes
 from balsam_celery.store.rows import TaskRow
@@ -31,7 +40,11 @@ class Runs(Protocol):
     @property
     def gpus_per_rank(self) -> float: ...
     @property
+    def wall_time(self) -> int: ...
+    @property
     def expected_time(self) -> float | None: ...
+    @property
+    def ran(self) -> float | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,20 +62,20 @@ class Estimates:
 
     def fits(self, task: Runs) -> float | None:
         """Seconds in which it has most likely ended: for a start that must end in time."""
-        if task.expected_time is not None:
-            return task.expected_time
-        known = self._histogram(task)
-        return None if known is None else known.quantile(FITS)
+        expected = None if task.expected_time is None else SURE * task.expected_time
+        if expected is None and (known := self._histogram(task)) is not None:
+            expected = known.quantile(FITS)
+        return after_cut(expected, task.ran, task.wall_time)
 
     def mean(self, tasks: Runs) -> float | None:
         """Mean seconds: for amounts of work, which are sums over many tasks.
 
         A quantile would be wrong there, and most where a few run much longer than the others.
         """
-        if tasks.expected_time is not None:
-            return tasks.expected_time
-        known = self._histogram(tasks)
-        return None if known is None else known.mean
+        expected = tasks.expected_time
+        if expected is None and (known := self._histogram(tasks)) is not None:
+            expected = known.mean
+        return after_cut(expected, tasks.ran, tasks.wall_time)
 
     def remaining(self, task: TaskRow, grace: int, now: float) -> float:
         """Mean seconds until a task that is on a pilot gives back what it holds.

@@ -29,7 +29,7 @@ from balsam_celery.site import Site, check_runs_here
 from balsam_celery.states import PLACEABLE
 from balsam_celery.store import allocations, lease, queries, standing
 from balsam_celery.store.engine import Store
-from balsam_celery.store.rows import AllocationRow, AllocationState, PilotRow, TaskRow
+from balsam_celery.store.rows import AllocationRow, AllocationState, PilotRow, PilotState, TaskRow
 from balsam_celery.store.scans import Waiting
 
 #: Seconds that Redis is given to answer.
@@ -52,10 +52,19 @@ def explain_task(store: Store, site: Site, id: str) -> tuple[TaskRow, Why]:
     is_due = row.state in PLACEABLE and row.kind == "program" and row.not_before <= facts.now
     if is_due and not found.hopeless:
         found = _planned(found, row, foreseen(store, site))
+        if found.planned is not None:
+            found = replace(found, pilot=_pilot_in(store, found.planned.id))
         if found.planned is not None and found.planned.state is AllocationState.QUEUED:
             job = ask_scheduler(site, [found.planned])[found.planned.id]
             found = replace(found, job=job)
     return row, why(replace(facts, standing=found, site=look_at_site(store, site)))
+
+
+def _pilot_in(store: Store, allocation: str) -> PilotRow | None:
+    """The pilot that runs in it; the latest, if there are several."""
+    with store.read() as conn:
+        live = allocations.list_pilots(conn, [PilotState.LIVE], allocation=allocation)
+    return live[-1] if live else None
 
 
 def foreseen(store: Store, site: Site) -> Decision:

@@ -78,6 +78,7 @@ class Standing:
         reservation: what placement keeps for it.
         fits: pilots in which it could start if nothing ran there.
         planned: the allocation into which packing pours it.
+        pilot: the one that runs in it.
         job: what the scheduler says of that one.
         request: what packing would ask for, for it.
         held: why packing asks for nothing: a code and words.
@@ -90,6 +91,7 @@ class Standing:
     reservation: Reservation | None = None
     fits: tuple[PilotRow, ...] = ()
     planned: AllocationRow | None = None
+    pilot: PilotRow | None = None
     job: Job = field(default_factory=Job)
     request: Request | None = None
     held: tuple[str, str] | None = None

@@ -65,7 +65,14 @@ def _planned(facts: TaskFacts) -> Why | None:
         return Why("behind", text, pilot=pilot.id, allocation=pilot.allocation)
     if planned is None:
         return None
-    code, waits = waits_for(planned, standing.job, now)
+    if standing.pilot is None or planned.cancel_requested is not None:
+        code, waits = waits_for(planned, standing.job, now)
+    else:
+        until = moment(standing.pilot.end_time, now)
+        code = "no-room"
+        waits = (
+            f"runs until {until}; its pilot {standing.pilot.id} has no room that lasts long enough"
+        )
     text = (
         f"It is planned for allocation {planned.id} ({size(planned.nodes, planned.wall_time)} in"
         f" queue {planned.queue}), which {waits}."

@@ -6,7 +6,12 @@ from bisect import insort
 from collections import deque
 from collections.abc import Iterator
 
+from balsam_celery.runtimes import bucket_of
 from balsam_celery.simulate.workload import Workload
+
+#: Number of a kind, and in which step (``runtimes.bucket_of``) the longest run was that was cut;
+#: -1: none was.
+Key = tuple[int, int]
 
 
 class Waiting:
@@ -45,18 +50,18 @@ class Backlog:
     """What is ready to start.
 
     Attributes:
-        kinds: waiting tasks by number of their kind and whether an allocation's end has cut them;
-            no empty ones.
+        kinds: waiting tasks by number of their kind and how long they ran when an allocation's end
+            cut them; no empty ones.
         ready: when each task became ready, seconds.
         count: how many wait.
     """
 
     def __init__(self, workload: Workload) -> None:
-        self.kinds: dict[tuple[int, bool], Waiting] = {}
+        self.kinds: dict[Key, Waiting] = {}
         self.ready = list(workload.submitted)
         self.count = 0
         self._kind = workload.kind
-        self._cut: set[int] = set()
+        self._ran: dict[int, int] = {}
 
     def add(self, task: int, now: float) -> None:
         """``task`` becomes ready."""
@@ -64,9 +69,9 @@ class Backlog:
         self.count += 1
         self.kinds.setdefault(self._key(task), Waiting()).fresh.append(task)
 
-    def put_back(self, task: int) -> None:
-        """An allocation's end cut ``task``."""
-        self._cut.add(task)
+    def put_back(self, task: int, ran: float) -> None:
+        """An allocation's end cut ``task``, which had run for ``ran`` seconds."""
+        self._ran[task] = max(self._ran.get(task, -1), bucket_of(ran))
         self.count += 1
         insort(self.kinds.setdefault(self._key(task), Waiting()).returned, task)
 
@@ -79,5 +84,5 @@ class Backlog:
             del self.kinds[key]
         self.count -= 1
 
-    def _key(self, task: int) -> tuple[int, bool]:
-        return self._kind[task], task in self._cut
+    def _key(self, task: int) -> Key:
+        return self._kind[task], self._ran.get(task, -1)

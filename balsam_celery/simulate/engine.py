@@ -244,7 +244,7 @@ class Simulation:
     def _cut(self, task: int, now: float) -> None:
         start, placement = self._running.pop(task)
         self.record.lost += self._share[self._work.kind[task]] * (now - start)
-        self.state.backlog.put_back(task)
+        self.state.backlog.put_back(task, now - start)
         if self._trace:
             self._note(task, start, placement, now, "cut")
 

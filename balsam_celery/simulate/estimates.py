@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 from balsam_celery.resources import Resources
-from balsam_celery.runtimes import ENOUGH, FITS, Histogram, bucket_of, outlived
+from balsam_celery.runtimes import ENOUGH, FITS, SURE, Histogram, after_cut, bucket_of, outlived
 from balsam_celery.simulate.workload import Kind
 
 #: A histogram is made again once it holds so many times the runs: plans stay as they are meanwhile.
@@ -28,19 +28,18 @@ class Estimates:
             self._counts[key][bucket] += 1
             self._totals[key] += 1
 
-    def fits(self, kind: Kind) -> float | None:
-        """Seconds in which one has most likely ended: for a start that must end in time."""
-        if kind.expected_time is not None:
-            return kind.expected_time
-        known = self._of(kind)
-        return None if known is None else known[1]
+    def fits(self, kind: Kind, ran: float | None = None) -> float | None:
+        """Seconds in which one has most likely ended: for a start that must end in time.
 
-    def mean(self, kind: Kind) -> float | None:
-        """Mean seconds: for amounts of work."""
-        if kind.expected_time is not None:
-            return kind.expected_time
+        ``ran``: seconds of the longest run of it that was cut, ``None``: none was.
+        """
         known = self._of(kind)
-        return None if known is None else known[2]
+        return _expected(kind, None if known is None else known[1], ran, SURE)
+
+    def mean(self, kind: Kind, ran: float | None = None) -> float | None:
+        """Mean seconds: for amounts of work."""
+        known = self._of(kind)
+        return _expected(kind, None if known is None else known[2], ran, 1.0)
 
     def remaining(self, kind: Kind, elapsed: float, limit: float) -> float:
         """Mean seconds until one that has run for ``elapsed`` ends, at most ``limit``."""
@@ -64,3 +63,8 @@ class Estimates:
                 self._known[key] = known
             return known
         return None
+
+
+def _expected(kind: Kind, learned: float | None, ran: float | None, sure: float) -> float | None:
+    given = kind.expected_time
+    return after_cut(learned if given is None else sure * given, ran, kind.wall_time)

@@ -10,6 +10,7 @@ from balsam_celery.ledger import Ledger
 from balsam_celery.packing import Demand, Existing, Lane, Plan, Window, pack
 from balsam_celery.pilotfree import Holding, PilotFree
 from balsam_celery.placement import Candidate, Pass, place
+from balsam_celery.runtimes import end_of
 from balsam_celery.simulate.state import Allocation, State
 
 
@@ -45,11 +46,10 @@ def candidates(state: State, now: float) -> Iterator[Candidate]:
     """Of each kind the oldest tasks, as many as could start and one more (for a reservation)."""
     total = len(state.machine.node.cores)
     grace = state.machine.policy.kill_grace
-    for (number, cut), waiting in state.backlog.kinds.items():
+    for (number, step), waiting in state.backlog.kinds.items():
         kind = state.workload.kinds[number]
         wanted = kind.resources
-        # what was too short once would be so again, each time in an allocation made for it
-        expected = None if cut else state.estimates.fits(kind)
+        expected = state.estimates.fits(kind, _ran(step))
         needed: float = kind.wall_time
         if kind.restartable and expected is not None:
             needed = min(needed, expected)
@@ -67,7 +67,7 @@ def candidates(state: State, now: float) -> Iterator[Candidate]:
                 grace,
                 kind.priority,
                 state.backlog.ready[task],
-                kind.restartable and not cut,
+                kind.restartable,
                 expected,
             )
 
@@ -84,17 +84,22 @@ def free(ledger: Ledger, until: float) -> tuple[int, int]:
 
 def backlog(state: State, now: float) -> Iterator[Demand]:
     """What waits, by shape."""
-    for (number, cut), waiting in state.backlog.kinds.items():
+    for (number, step), waiting in state.backlog.kinds.items():
         kind = state.workload.kinds[number]
         yield Demand(
             kind.resources,
             kind.wall_time,
             len(waiting),
             kind.priority,
-            None if cut else state.estimates.mean(kind),
-            kind.restartable and not cut,
+            state.estimates.mean(kind, _ran(step)),
+            kind.restartable,
             now - state.backlog.ready[next(waiting.first(1))],
+            state.estimates.fits(kind, _ran(step)),
         )
+
+
+def _ran(step: int) -> float | None:
+    return None if step < 0 else end_of(step)
 
 
 def windows(state: State) -> list[Window]:

@@ -127,6 +127,7 @@ class TaskRow:
     state: State
     attempt: int
     failures: int
+    ran: float | None
     waiting_on: int
     kill_requested: float | None
     kill_reason: str

@@ -30,6 +30,8 @@ class BacklogShape:
         application: one that was asked for by name; ``""``: any other.
         expected_time: mean of what their users expect, seconds, of those that expect about the
             same; ``None``: they say nothing.
+        longest: the largest of these.
+        ran: seconds of the longest attempt of theirs that was cut short; ``None``: none was.
         count: how many; ``oldest`` is when the first of them was created.
     """
 
@@ -46,6 +48,8 @@ class BacklogShape:
     application: str
     restartable: bool
     expected_time: float | None
+    longest: float | None
+    ran: float | None
     count: int
     oldest: float
 
@@ -75,6 +79,7 @@ class Waiting(NamedTuple):
     wall_time: int
     restartable: bool
     expected_time: float | None
+    ran: float | None
     application: str
 
     @property
@@ -128,8 +133,8 @@ def backlog(
     """All tasks that wait for slots and may start at ``now``, counted by shape.
 
     Apart are those of each of ``applications``, all others having ``""``, and those whose users
-    expect a time. Names and times of which each task has its own must not make a row for each, so
-    names are given, and the mean of the times stands for all.
+    expect a time, or that were cut short. Names and times of which each task has its own must not
+    make a row for each, so names are given, and times are counted together in steps.
     """
     task = schema.task
     shape = (
@@ -150,25 +155,34 @@ def backlog(
         known = case((any_of(conn, task.c.application, applications), task.c.application), else_="")
     # a name of its own: PostgreSQL would take "application" for the column
     known_as = known.label("known_as")
-    expected = task.c.expected_time
-    # users may give each task a time of its own: they are counted together in steps
-    step = case(
-        (expected < 60, 10.0), (expected < 600, 60.0), (expected < 3600, 600.0), else_=3600.0
+    expected, ran = task.c.expected_time, task.c.ran
+    totals = (
+        func.avg(expected).label("expected_time"),
+        func.max(expected).label("longest"),
+        func.max(ran).label("ran"),
+        func.count().label("count"),
+        func.min(task.c.created).label("oldest"),
     )
-    about = func.round(expected / step)
-    count, oldest = func.count().label("count"), func.min(task.c.created).label("oldest")
     query = (
-        by_index(
-            select(*shape, known_as, func.avg(expected).label("expected_time"), count, oldest),
-            "ix_task_placeable",
-        )
+        by_index(select(*shape, known_as, *totals), "ix_task_placeable")
         .where(text(schema.PLACEABLE_SQL), task.c.not_before <= now)
-        .group_by(*shape, "known_as", about)
+        .group_by(*shape, "known_as", *_about(expected), *_about(ran))
     )
     return [
         BacklogShape(application=row.pop("known_as"), **row)
         for row in map(dict, conn.execute(query).mappings())
     ]
+
+
+def _about(seconds: ColumnElement[float]) -> tuple[ColumnElement[Any], ...]:
+    """What times of about the same length have in common: the width of their step, and which."""
+    width = case(
+        (seconds < 60, 10.0),
+        (seconds < 600, 60.0),
+        (seconds < 3600, 600.0),
+        (seconds >= 3600, 3600.0),
+    )
+    return width, func.round(seconds / width)
 
 
 def on_pilots(conn: Connection, pilot: str | None = None) -> list[TaskRow]:

@@ -117,6 +117,8 @@ task = Table(
     Column("state", String(20), nullable=False),
     Column("attempt", Integer, nullable=False),  # number of the latest attempt, 0 before the first
     Column("failures", Integer, nullable=False),  # attempts that count against max_retries
+    # seconds of the longest attempt that was cut short without any fault of its own
+    Column("ran", Double),
     Column("waiting_on", Integer, nullable=False),
     Column("kill_requested", Double),  # when; cleared by retry
     Column("kill_reason", CleanText, nullable=False, server_default=""),

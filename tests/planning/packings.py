@@ -63,6 +63,7 @@ def demands() -> st.SearchStrategy[list[Demand]]:
             expected_time=st.sampled_from([None, None, 0.1, 50.0, 700.0]),
             restartable=st.booleans(),
             waited=st.sampled_from([0.0, 100.0]),
+            fits=st.sampled_from([None, 0.1, 120.0, 1500.0]),
         ),
         max_size=6,
     )

@@ -106,15 +106,18 @@ def test_expected_time_says_how_much_and_wall_time_what_fits() -> None:
     assert quick.nodes == sure.nodes
     quick = one(pack([Demand(Resources(), 7200, 100, expected_time=72)], [BIG], [], POLICY))
     assert quick.nodes < 20
-    again = Demand(Resources(), 7200, 100, expected_time=72, restartable=True)
+    again = Demand(Resources(), 7200, 100, expected_time=72, restartable=True, fits=72)
     assert one(pack([again], [BIG], [], POLICY)).wall_time < 7200
 
 
-def test_a_restartable_task_needs_only_its_expected_time() -> None:
+def test_a_restartable_task_needs_only_the_time_in_which_it_has_most_likely_ended() -> None:
     small = replace(BIG, max_wall_time=600)
-    task = Demand(Resources(), 7200, 1, expected_time=300)
+    task = Demand(Resources(), 7200, 1, expected_time=300, fits=400)
     assert pack([task], [small], [], POLICY).waiting[0].code == "no-queue"
-    assert one(pack([replace(task, restartable=True)], [small], [], POLICY)).nodes == 1
+    again = replace(task, restartable=True)
+    assert POLICY.usable(one(pack([again], [small], [], POLICY)).wall_time) >= 400
+    assert pack([replace(again, fits=700)], [small], [], POLICY).waiting[0].code == "no-queue"
+    assert pack([replace(again, fits=None)], [small], [], POLICY).waiting[0].code == "no-queue"
 
 
 def test_running_allocations_take_what_they_can() -> None:

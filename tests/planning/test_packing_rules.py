@@ -8,8 +8,10 @@ from dataclasses import replace
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from balsam_celery.ledger import Ledger
 from balsam_celery.limits import at_once, per_node
 from balsam_celery.packing import Demand, Plan
+from balsam_celery.placement import Candidate, place
 from balsam_celery.plans import Existing
 from tests.planning.packings import Case, cases
 
@@ -183,3 +185,28 @@ def test_one_that_waits_too_long_gets_no_more_than_one_beside_it(case: Case) -> 
     last = case.pack()
     assert (last.requests, last.cancel) == ((), ())
     assert Plan() != last or not case.existing
+
+
+@some
+@given(cases())
+def test_what_is_asked_for_is_long_enough_for_placement(case: Case) -> None:
+    """In each new allocation a task starts of those that it is for, also if it starts up slowly."""
+    plan, policy = case.pack(), case.policy
+    for flow in plan.flows:
+        if flow.request is None:
+            continue
+        request, demand = plan.requests[flow.request], flow.demand
+        node = case.by_name[request.queue].node
+        nodes = [replace(node, name=f"n{number}") for number in range(request.nodes)]
+        ledger = Ledger.empty().add_pilot("p", nodes, policy.usable(request.wall_time))
+        candidate = Candidate(
+            "t",
+            1,
+            demand.resources,
+            demand.wall_time,
+            policy.kill_grace,
+            restartable=demand.restartable,
+            expected_time=demand.fits,
+        )
+        assert candidate.least_time == demand.needs(policy.kill_grace)
+        assert len(place(ledger, [candidate], 0.0).placements) == 1

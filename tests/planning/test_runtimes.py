@@ -17,6 +17,7 @@ from balsam_celery.runtimes import (
     Histogram,
     Learned,
     Run,
+    after_cut,
     bucket_of,
     counted,
     end_of,
@@ -115,3 +116,19 @@ def test_too_few_runs_say_nothing_and_a_shape_falls_back_to_its_application() ->
         assert whole.count == 2 * ENOUGH - 1
     assert learned.histogram("b", one) is None
     assert Learned.of(counted(runs[1:ENOUGH])).histogram("a", one) is None
+
+
+@given(st.floats(0.1, 1e5), st.floats(1, 1e5), st.integers(1, 100_000))
+def test_a_task_that_is_cut_soon_gets_all_that_it_may_have(
+    expected: float, runs: float, limit: int
+) -> None:
+    """Whatever was expected: each attempt gets twice the time of the last, until it ends."""
+    assert after_cut(expected, None, limit) == expected
+    assert after_cut(None, expected, limit) is None
+    given, attempts = expected, 1
+    while given < min(runs, limit):
+        longer = after_cut(expected, given, limit)
+        assert longer is not None
+        assert longer == pytest.approx(min(2 * given, limit))
+        given, attempts = longer, attempts + 1
+    assert attempts <= 2 + max(0.0, math.log2(max(1.0, min(runs, limit) / expected)))

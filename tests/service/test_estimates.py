@@ -157,6 +157,58 @@ def test_a_backlog_is_counted_by_known_application_and_what_users_expect(store: 
     assert whole == {("", 20.0): 3, ("", None): 10}
 
 
+def test_times_of_other_steps_are_counted_apart_whatever_their_number(store: Store) -> None:
+    times = (30.0, 31.0, 180.0, 1800.0, 10800.0)
+    add(
+        store,
+        *(
+            program(f"t{number:05}", expected_time=expected)
+            for number, expected in enumerate(times)
+        ),
+    )
+    with store.read() as conn:
+        found = scans.backlog(conn, now=2000.0)
+    assert sorted((one.expected_time, one.longest, one.count) for one in found) == [
+        (30.5, 31.0, 2),
+        (180.0, 180.0, 1),
+        (1800.0, 1800.0, 1),
+        (10800.0, 10800.0, 1),
+    ]
+
+
+def test_a_task_that_was_cut_gets_twice_the_time_at_most_its_limit(
+    store: Store, clock: Clock
+) -> None:
+    add(store, program("t00001", expected_time=50.0, restartable=True))
+    store.run(lambda conn: conn.exec_driver_sql("UPDATE task SET wall_time = 3600"))
+    seen = []
+    for number, ran in enumerate((60.0, 20.0, 1000.0, 3000.0), 1):
+        add_pilot(store, id=f"pilot{number}", lasts=9000.0)
+        [sent] = start(store)
+        begin, clock.now = clock.now, clock.now + ran
+        tell(store, started("t00001", number, time=begin))
+        over = ended("t00001", "drained", attempt=number, started=begin, ended=clock.now)
+        tell(store, over, over)
+        assert sent.spec.attempt == number
+        store.run(lambda conn: conn.exec_driver_sql("UPDATE pilot SET state = 'ENDED'"))
+        with store.read() as conn:
+            [shape] = scans.backlog(conn, now=clock.now)
+            [waiting] = scans.placeable(conn, now=clock.now, limit=9)
+            known = estimates(conn, clock.now)
+        assert known.fits(waiting) == known.fits(shape) == known.mean(shape)
+        seen.append(known.fits(waiting))
+    assert seen == [120.0, 120.0, 2000.0, 3600.0]
+    assert task(store, "t00001").expected_time == 50.0
+
+
+def test_an_attempt_that_never_started_tells_nothing_of_its_length(store: Store) -> None:
+    add_pilot(store)
+    add(store, program("t00001", expected_time=50.0))
+    start(store)
+    tell(store, ended("t00001", outcome="drained", started=None))
+    assert task(store, "t00001").ran is None
+
+
 def test_what_ran_too_seldom_is_not_even_read(store: Store, clock: Clock) -> None:
     teach(store, "often", *[10.0] * (ENOUGH - 2), shape="one")
     teach(store, "often", *[10.0] * 2, shape="two")

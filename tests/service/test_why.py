@@ -126,6 +126,10 @@ TABLE: dict[str, tuple[TaskFacts, str, list[str]]] = {
         waits(planned=allocation_row(A.RUNNING, started=NOW - 10)),
         "starting-up", ["runs since", "(10s ago)", "its pilot has not registered yet"],
     ),
+    "no room in the pilot": (
+        waits(planned=allocation_row(A.RUNNING), pilot=pilot_row()),
+        "no-room", ["allocation a1", "its pilot p1 has no room that lasts long enough"],
+    ),
     "not submitted": (
         waits(planned=allocation_row(A.REQUESTED, native_id=None)), "requested", ["is asked for"],
     ),
@@ -383,6 +387,7 @@ STANDINGS = st.builds(
     reservation=st.none() | st.just(Reservation("x", "p1", ("n0",), NOW + 1)),
     fits=st.lists(PILOTS, max_size=2).map(tuple),
     planned=st.none() | ALLOCATIONS,
+    pilot=st.none() | PILOTS,
     job=st.builds(Job, TIMES, SHORT),
     request=st.none() | st.just(Request("debug", 1, 60, "")),
     held=st.none() | st.just(("budget", "no node-hours are left")),

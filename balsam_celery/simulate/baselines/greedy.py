@@ -15,6 +15,7 @@ from typing import Any
 
 from balsam_celery.placement import Candidate, Pass, Placement, place
 from balsam_celery.resources import Resources
+from balsam_celery.simulate.backlog import Key
 from balsam_celery.simulate.planning import free
 from balsam_celery.simulate.state import State
 from balsam_celery.simulate.workload import Kind, share_of
@@ -24,7 +25,7 @@ Shape = tuple[Resources, int]
 
 def start_in_order(state: State, order: Callable[[Kind], Any], now: float) -> Pass:
     """Start what fits, shapes by ``order``, the oldest tasks of a shape first."""
-    shapes: dict[Shape, list[tuple[int, bool]]] = defaultdict(list)
+    shapes: dict[Shape, list[Key]] = defaultdict(list)
     rank: dict[Shape, Any] = {}
     for key in state.backlog.kinds:
         kind = state.workload.kinds[key[0]]
@@ -47,7 +48,7 @@ def start_in_order(state: State, order: Callable[[Kind], Any], now: float) -> Pa
 
 
 def _candidates(
-    state: State, shape: Shape, keys: Iterable[tuple[int, bool]], cores: int, nodes: int
+    state: State, shape: Shape, keys: Iterable[Key], cores: int, nodes: int
 ) -> Iterator[Candidate]:
     wanted, wall_time = shape
     total = len(state.machine.node.cores)
