@@ -98,6 +98,8 @@ class Simulation:
                 by_time[workload.submitted[task]].append(task)
         for time, tasks in by_time.items():
             self._push(time, _SUBMIT, tasks)
+        # others' jobs come and go before the first task is there
+        self._watch_batch()
 
     def run(self, *, until_allocations_end: bool = True) -> Record:
         """Run until every task is over and, unless told otherwise, every allocation has ended.
@@ -165,6 +167,9 @@ class Simulation:
         if self._dirty and not self._pack_set:
             self._pack_set = True
             self._push(self._next_pack, _PACK)
+        self._watch_batch()
+
+    def _watch_batch(self) -> None:
         wake = self._batch.next_time()
         if wake < self._wake_at:
             self._wake_at = wake

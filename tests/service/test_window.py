@@ -37,6 +37,7 @@ def waiting(one: Candidate) -> Waiting:
         wall_time=one.wall_time,
         restartable=one.restartable,
         expected_time=one.expected_time,
+        ran=None,
         application="",
     )
 

@@ -185,8 +185,8 @@ def test_the_bound_of_work_and_of_the_longest_path() -> None:
 
 
 def test_an_estimate_that_was_too_short_is_not_believed_twice() -> None:
-    # each time it gets twice what was too short: 600 s, 1200 s, 2400 s
-    kind = Kind("wrong", Resources(), 3000, 600.0, True)
+    # half as much again as it says, then each time twice what was too short: 600 s, 1200 s, 2400 s
+    kind = Kind("wrong", Resources(), 3000, 400.0, True)
     simulation = Simulation(workload(kind, [1800.0]), machine(), Planning(), 0, trace=True)
     record = simulation.run()
     check(simulation)
