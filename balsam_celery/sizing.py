@@ -86,7 +86,8 @@ class Work:
         self._likely_seconds = sum(n * time for n, time in zip(per_round, likely, strict=True))
         self._likely_longest = max(likely)
         #: how much longer than is likely the longest may run
-        self._latest = max(demand.wall_time for demand, _ in tasks) / self._likely_longest - 1
+        self._limit = max(demand.wall_time for demand, _ in tasks)
+        self._latest = self._limit / self._likely_longest - 1
         self._on_node = on_node[0]
         # all span as many nodes: none is to be left over
         self._unit = math.gcd(*(demand.resources.num_nodes for demand, _ in tasks))
@@ -175,7 +176,12 @@ class Work:
         shared = max(policy.depth(self.longest), self.node_seconds / (nodes * max(1, caps.room)))
         if time > _LONGER * shared and not caps.whole:
             time = max(self.longest, shared)
-        more = (time - self.longest) * (SLACK if self._unsure else SLACK_OF_LIMITS)
+        rows = time / self.longest - 1
+        # their limits bound all of them, whatever is expected
+        more = rows * min(
+            self.longest * (SLACK if self._unsure else SLACK_OF_LIMITS),
+            self._limit * SLACK_OF_LIMITS,
+        )
         wall_time = max(queue.min_wall_time, math.ceil(more + self.needs) + policy.margins)
         wall_time = min(wall_time, caps.wall_time)
         if caps.node_seconds < math.inf:

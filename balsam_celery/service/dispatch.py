@@ -113,8 +113,10 @@ class Dispatcher:
     def drain(self, pilot: str, reason: str) -> None:
         """Tell a pilot that has no row to end."""
         key = keys.control(self._prefix, pilot)
-        self._client.rpush(key, encode(PilotOrder("drain", reason)))
-        self._client.expire(key, _ORDER_LIFE)
+        with self._client.pipeline(transaction=True) as both:
+            both.rpush(key, encode(PilotOrder("drain", reason)))
+            both.expire(key, _ORDER_LIFE)
+            both.execute()
 
     def limits(self, ledger: Ledger, now: float) -> None:
         """Tell the pilots what each worker may run at once, when that changed."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -100,7 +99,6 @@ def test_result_after_the_service_died_between_commit_and_effect(live: LiveSite)
     ids = live.submit("--array", "1-2", "--", "/bin/sh", "-c", script)
     for id in ids:
         live.wait_for(id, "RUNNING")
-    os.environ["BALSAM_SITE"] = str(live.site.directory)
     gate.touch()
     wait_until(lambda: any(live.task(id).finished for id in ids), 60, "a commit")
     kill9(service.process.pid)
