@@ -9,9 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
 from tests.redis_server import RedisServer
+
+# A loaded machine is no counterexample, so there are no deadlines. Under CI each run draws the same
+# examples, so that a change is judged by itself; elsewhere each draws new ones and keeps its finds.
+CI = bool(os.environ.get("CI"))
+settings.register_profile(
+    "balsam",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    print_blob=True,
+    derandomize=CI,
+    database=None if CI else settings.default.database,
+)
+settings.load_profile("balsam")
 
 MARK = "BALSAM_TEST_RUN"
 ROOT = Path(__file__).resolve().parent.parent
