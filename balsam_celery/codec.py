@@ -9,9 +9,15 @@ import typing
 from collections.abc import Hashable, Sequence
 from typing import Any, Literal
 
+#: Characters told of a message that is refused.
+_SAID = 300
+
 
 class MalformedMessage(ValueError):
-    """The message is not one of ours."""
+    """The message is not one of ours; what is said of it is one short line, whatever it holds."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(" ".join(text[:_SAID].split()))
 
 
 @functools.cache
