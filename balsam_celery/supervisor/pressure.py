@@ -26,25 +26,29 @@ def shortages(site: Site) -> tuple[str, ...]:
 
 def _disks(site: Site) -> list[str]:
     places = {
+        "database": site.database_path.parent if site.uses_sqlite else None,
+        "Redis": site.local_dir if site.has_own_redis else None,
         "logs": site.log_dir,
         "work directories and outboxes": site.run_dir,
-        "database, Redis": site.local_dir,
     }
-    if site.uses_sqlite:
-        places["database"] = site.database_path.parent
-    found: dict[int, str] = {}
+    full: dict[int, list[str]] = {}
+    free: dict[int, str] = {}
     for what, path in places.items():
+        if path is None:
+            continue
         try:
             device, state = path.stat().st_dev, os.statvfs(path)
         except OSError:
             continue
-        free = state.f_bavail * state.f_frsize
+        left = state.f_bavail * state.f_frsize
         # some file systems count no files
-        full = free < LEAST_FREE or (state.f_files and not state.f_favail)
-        if full and device not in found:
-            left = "no more files" if free >= LEAST_FREE else f"{format_bytes(free)} left"
-            found[device] = f"the disk is full under {path} ({what}): {left}; make room there"
-    return list(found.values())
+        if left < LEAST_FREE or (state.f_files and not state.f_favail):
+            full.setdefault(device, []).append(f"{what} ({path})")
+            free[device] = format_bytes(left) if left < LEAST_FREE else "no more files"
+    return [
+        f"the disk is full under {', '.join(names)}: {free[device]} left; make room there"
+        for device, names in full.items()
+    ]
 
 
 def _redis(site: Site) -> list[str]:

@@ -52,6 +52,14 @@ class LiveSite:
         """Run ``balsam … --json``; returns what it prints."""
         return json.loads(self.balsam(*arguments, "--json"))
 
+    def status(self) -> Any:
+        """What ``balsam status --json`` prints, whatever its exit status."""
+        done = subprocess.run(
+            [str(BIN / "balsam"), "status", "--json"],
+            env=self.environment, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        return json.loads(done.stdout)
+
     def submit(self, *arguments: str) -> list[str]:
         """``balsam submit --json …``; returns the ids."""
         printed = json.loads(self.balsam("submit", "--json", *arguments))
