@@ -195,12 +195,13 @@ def test_binary_output(pilot: Pilot) -> None:
     assert pilot.service.ended(task).stdout_tail == "a\ufffd\ufffdb"
 
 
-def test_a_gigabyte_of_output(pilot: Pilot) -> None:
-    """The tail is kept, and the worker's memory stays flat."""
+@pytest.mark.parametrize("size", [100_000_000, pytest.param(10**9, marks=pytest.mark.long)])
+def test_much_output(pilot: Pilot, size: int) -> None:
+    """All of it is in the file, its tail is told, and the worker's memory stays flat."""
     task = new_id()
     pid = pilot.pid_of("n0")
     before = _memory(pid)
-    command = "head -c 1000000000 /dev/zero | tr '\\0' x; echo; echo the end"
+    command = f"head -c {size} /dev/zero | tr '\\0' x; echo; echo the end"
     spec = pilot.spec(task, "/bin/sh", "-c", command)
     pilot.run(spec)
     ended = pilot.service.ended(task, timeout=120)
@@ -208,7 +209,9 @@ def test_a_gigabyte_of_output(pilot: Pilot) -> None:
     assert len(ended.stdout_tail) == 2000
     assert ended.stdout_tail.endswith("x\nthe end\n")
     assert _memory(pid) - before < 20_000_000
-    (Path(spec.work_dir) / "stdout").unlink()
+    stdout = Path(spec.work_dir) / "stdout"
+    assert stdout.stat().st_size == size + len("\nthe end\n")
+    stdout.unlink()
 
 
 def _memory(pid: int) -> int:
