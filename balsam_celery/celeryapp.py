@@ -47,8 +47,8 @@ _COMMON: dict[str, Any] = {
     "worker_hijack_root_logger": True,
     "broker_connection_retry_on_startup": True,
     "broker_connection_max_retries": None,
-    # a Redis that refuses (its disk or its memory is full) is as good as away: without this a worker
-    # ends, and what it runs with it
+    # a Redis that refuses, its disk or memory being full, is as good as away: without this a
+    # worker ends, and what it runs with it
     "broker_channel_error_retry": True,
 }
 _STATIC: dict[str, Any] = {

@@ -39,7 +39,8 @@ def claim(context: PilotContext) -> None:
     """Claim the allocation for this job; waits for Redis as long as that makes sense.
 
     Raises:
-        NotClaimed: it is another job's, or Redis did not answer in time, or a signal came.
+        NotClaimed: it is another job's, or Redis refused the password or did not answer in time, or
+            a signal came.
     """
     if not context.native_id:
         return
@@ -55,6 +56,11 @@ def claim(context: PilotContext) -> None:
                 client.set(key, context.native_id, nx=True)
                 holder = client.get(key)
                 break
+            except redis.AuthenticationError as error:
+                # no time mends it, and the user must see it
+                raise NotClaimed(
+                    f"Redis refuses the site's password: {error}", taken=False
+                ) from None
             except (redis.RedisError, OSError) as error:
                 if not told:
                     logger.error("Redis cannot be reached, trying again: %s", error)

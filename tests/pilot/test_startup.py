@@ -112,6 +112,23 @@ def test_a_secret_open_to_others(start: Start, site: Site, directory: Path, tmp_
     assert "redis-url is open to others" in (directory / keys.ERROR_FILE).read_text()
 
 
+def test_a_wrong_password_of_redis(
+    start: Start, site: Site, directory: Path, tmp_path: Path
+) -> None:
+    """No time mends it: the allocation's reason tells, and the password is not in it."""
+    nodes = tmp_path / "nodes"
+    job = JobNodes((NodeCapacity("n0", (0,)),), time.time() + 600, "17", virtual=True)
+    nodes.write_text(wire.encode(job))
+    secret = site.directory / "redis-url"
+    before, _, after = secret.read_text().partition("@")
+    secret.write_text(f"{before}geheim@{after}")
+    assert start(nodes).wait(60) == 1
+    text = (directory / keys.ERROR_FILE).read_text()
+    assert text.startswith("Redis refuses the site's password")
+    assert len(text.splitlines()) == 1
+    assert "geheim" not in text + (tmp_path / "pilot.out").read_text()
+
+
 def test_no_directory_is_made_for_an_allocation_that_there_is_none_of(
     start: Start, site: Site, tmp_path: Path
 ) -> None:
