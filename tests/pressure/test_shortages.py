@@ -87,7 +87,8 @@ def test_a_full_disk_under_outboxes_and_work_directories(
         assert "outboxes" in told(live, "the disk is full under")
         gate.unlink()
         assert live.wait_for(held, "JOB_FINISHED").attempt == 1
-        (writer,) = live.submit("--", "sh", "-c", "echo much")
+        # short, so that it fits into the pilot that there is
+        (writer,) = live.submit("-t", "5s", "--", "sh", "-c", "echo much")
         failed = live.wait_for(writer, "FAILED")
         assert "No space left on device" in failed.reason or failed.reason == "exit code 1"
         assert failed.reason in live.balsam("show", writer)
