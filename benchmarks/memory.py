@@ -70,10 +70,10 @@ def processes(site: Site) -> dict[str, int]:
             found[f"{name} {record.process.pid}"] = record.process.pid
     for path in site.run_dir.glob("allocations/*/*/*.pid"):
         pid = json.loads(path.read_text(encoding="utf-8"))["pid"]
-        found[f"pilot's {path.stem} {pid}"] = pid
+        found[f"pilot: {path.stem} {pid}"] = pid
         with contextlib.suppress(OSError):
             parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-            found[f"pilot {parent}"] = parent
+            found[f"pilot: parent {parent}"] = parent
     return found
 
 
@@ -93,6 +93,9 @@ def sample(site: Site) -> dict[str, float]:
 def load(site: Site, seconds: float, rate: int) -> tuple[dict[str, list[tuple[float, float]]], int]:
     """Submit at a steady rate and sample; returns the samples and how many were submitted."""
     true = program("true", ["/bin/true"], wall_time="1m")
+    # for its time there is a pilot
+    lasting = program("lasting", ["/bin/sleep", f"{seconds}"], wall_time=int(seconds) + 60)
+    submit_many([lasting.s()])
     samples = defaultdict(list)
     begin = time.monotonic()
     submitted, looked = 0, 0.0
