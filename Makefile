@@ -17,9 +17,10 @@ test-long: $(STAMP)
 	$(BIN)/python -m pytest -n 3 --no-loadscope-reorder
 
 check: $(STAMP)
-	$(BIN)/ruff format --check balsam_celery tests config examples benchmarks setup.py
-	$(BIN)/ruff check balsam_celery tests config examples benchmarks setup.py
+	$(BIN)/ruff format --check balsam_celery tests config examples benchmarks scripts setup.py
+	$(BIN)/ruff check balsam_celery tests config examples benchmarks scripts setup.py
 	$(BIN)/mypy
+	$(BIN)/python scripts/audit.py
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/throughput.py

@@ -18,6 +18,7 @@ EXTRAS = {
         "celery-types>=0.24",
         "hypothesis>=6.100",
         "mypy>=1.18",
+        "pip-audit>=2.9",
         "pytest>=8.4",
         "pytest-timeout>=2.3",
         "pytest-xdist>=3.6",

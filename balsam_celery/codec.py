@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import types
 import typing
 from collections.abc import Hashable, Sequence
 from typing import Any, Literal
 
+#: Characters told of a message that is refused.
+_SAID = 300
+
 
 class MalformedMessage(ValueError):
-    """The message is not one of ours."""
+    """The message is not one of ours; what is said of it is one short line, whatever it holds."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(" ".join(text[:_SAID].split()))
 
 
 @functools.cache
@@ -97,11 +104,15 @@ def _convert_plain_type(kind: Any, plain: Any, where: str) -> Any:
                 for name, value in plain.items()
             }
         )
-    if kind is float and isinstance(plain, int) and not isinstance(plain, bool):
+    if kind is float and isinstance(plain, (int, float)) and not isinstance(plain, bool):
+        # a time or an amount that is none would be refused by the database, or break who shows it
         try:
-            return float(plain)
+            number = float(plain)
         except OverflowError:
-            raise MalformedMessage(f"{where} is too large") from None
+            number = math.inf
+        if not math.isfinite(number):
+            raise MalformedMessage(f"{where} is not a number of this world")
+        return number
     if not isinstance(plain, kind) or (isinstance(plain, bool) and kind is not bool):
         raise MalformedMessage(f"{where} is {type(plain).__name__}, not {kind.__name__}")
     return plain

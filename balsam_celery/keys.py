@@ -12,9 +12,10 @@ TASKS_QUEUE = "tasks"
 #: Name, in worker host names and queues, of the worker that runs tasks over several nodes.
 GANG = "gang"
 
-#: Celery task whose message carries a bundle of 1…n :class:`balsam_celery.wire.TaskSpec`.
+#: Celery task whose message carries the queue that it is meant for (one that is moved or replayed
+#: elsewhere must start nothing) and a bundle of 1…n :class:`balsam_celery.wire.TaskSpec`.
 RUN = "balsam.run"
-#: Celery task whose message carries :class:`balsam_celery.wire.KillOrder` values.
+#: Celery task whose message carries, likewise, :class:`balsam_celery.wire.KillOrder` values.
 KILL = "balsam.kill"
 #: Celery task of the transitions worker.
 TRANSITION = "balsam.transition"

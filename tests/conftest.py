@@ -53,6 +53,8 @@ TOGETHER = (
     "tests/acceptance/test_postgres.py",  # has a site of its own
     "tests/acceptance/",
     "tests/pilot/",
+    "tests/pressure/",
+    "tests/security/",
     "tests/service/",
     "tests/cli/",
     "tests/api/",

@@ -114,14 +114,17 @@ def down(cancel: bool | None, as_json: bool) -> None:
 @click.command()
 @json_option
 def status(as_json: bool) -> None:
-    """What is up, what is queued, running and done. Exit status 1 when something is not up."""
+    """What is up, what is queued, running and done.
+
+    Exit status 1 when something is not up, or a disk or Redis is full.
+    """
     site = session().site
     now = status_of(site)
     if as_json:
         echo_json(_status_as_json(site, now))
     else:
         _print_status(now)
-    if not now.up:
+    if not now.up or now.shortages:
         raise click.exceptions.Exit(1)
 
 
@@ -143,6 +146,10 @@ def _print_status(now: SiteStatus) -> None:
             for process in now.processes
         ],
     )
+    if now.shortages:
+        click.echo()
+    for shortage in now.shortages:
+        say(shortage)
     if now.note:
         click.echo()
         say(now.note)
@@ -195,4 +202,5 @@ def _status_as_json(site: sites.Site, now: SiteStatus) -> dict[str, Any]:
         "pilots": [describe.pilot(row) for row in now.pilots],
         "flower": f"http://{flower.host}:{flower.port}" if flower.enabled else None,
         "note": now.note,
+        "shortages": list(now.shortages),
     }

@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 GATHER = 0.02
 #: A start is reported on its own only for programs that live so long; the outcome tells it too.
 ANNOUNCE_AFTER = 0.05
+#: Digits of a limit that is none of ours.
+_DIGITS = 10
 #: Seconds between looks at limits and at what is due to be sent again.
 TICK = 1.0
 
@@ -202,7 +204,7 @@ class Courier(threading.Thread):
         if answer.acknowledged:
             self._outbox.acknowledge(answer.acknowledged)
         limit = answer.results[0]
-        if isinstance(limit, bytes) and limit.isdigit():
+        if isinstance(limit, bytes) and limit.isdigit() and len(limit) < _DIGITS:
             self._on_limit(int(limit))
 
 

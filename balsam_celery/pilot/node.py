@@ -49,6 +49,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--stay", action="store_true", help="stay until the keeper ends")
     parser.add_argument("--node", help="start this node again, by itself and without MPI")
     options = parser.parse_args(argv)
+    # as in ``startup``: launchers do not carry it to other hosts
+    os.umask(0o077)
     reader, writer = os.pipe()
     keeper = os.fork()
     if keeper == 0:

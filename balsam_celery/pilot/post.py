@@ -119,7 +119,7 @@ class Post:
 def _numbers(text: bytes) -> list[int]:
     try:
         numbers = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         numbers = None
     if not isinstance(numbers, list) or not all(type(number) is int for number in numbers):
         logger.warning("an acknowledgement that is not one: %.100r", text)

@@ -45,6 +45,8 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--queue", default="", help="queue of the allocation")
     options = parser.parse_args(argv)
+    # what it makes is for its owner alone, whatever the batch system or a shell says (R11)
+    os.umask(0o077)
     try:
         context = make_context(options.site, options.allocation, options.queue)
     except (BalsamError, OSError) as error:

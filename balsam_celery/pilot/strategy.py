@@ -1,8 +1,8 @@
 """What the worker does with each message: bundles become attempts, kill orders become ends.
 
 Celery looks a task's ``Strategy`` up once and calls what it returns for each message. Nothing is
-run in Python, nothing is acknowledged late (R3), and whatever is not one of ours is refused with
-:class:`InvalidTaskError`, which Celery logs.
+run in Python, nothing is acknowledged late (R3), and whatever is not one of ours, or is addressed
+to another worker, is refused with :class:`InvalidTaskError`, which Celery logs.
 """
 
 from __future__ import annotations
@@ -29,15 +29,16 @@ class RunAttempts(Task[Any, Any]):
     name = keys.RUN
     ignore_result = True
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, address: str) -> None:
         self._desk = desk
+        self._address = address
 
     def start_strategy(self, app: Any, consumer: Any, **kwargs: Any) -> Handler:
         """Called by Celery when it connects."""
-        desk = self._desk
+        desk, address = self._desk, self._address
 
         def handle(message: Any, body: Any, *_: Any) -> None:
-            plains = _argument(message, body)
+            plains = _argument(message, body, address)
             message.ack()
             specs = []
             for plain in plains:
@@ -56,15 +57,16 @@ class KillAttempts(Task[Any, Any]):
     name = keys.KILL
     ignore_result = True
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, address: str) -> None:
         self._desk = desk
+        self._address = address
 
     def start_strategy(self, app: Any, consumer: Any, **kwargs: Any) -> Handler:
         """Called by Celery when it connects."""
-        desk = self._desk
+        desk, address = self._desk, self._address
 
         def handle(message: Any, body: Any, *_: Any) -> None:
-            plains = _argument(message, body)
+            plains = _argument(message, body, address)
             message.ack()
             for plain in plains:
                 try:
@@ -77,26 +79,31 @@ class KillAttempts(Task[Any, Any]):
         return handle
 
 
-def register(app: Celery[Any], desk: Desk) -> None:
-    """Make ``app`` know our two Celery tasks and no other, Celery's own included."""
+def register(app: Celery[Any], desk: Desk, address: str) -> None:
+    """Make ``app`` know our two Celery tasks and no other, Celery's own included.
+
+    ``address`` is the queue of this worker, by which it knows what is meant for it.
+    """
     app.finalize()
     for name in list(app.tasks):
         app.tasks.unregister(name)
-    app.register_task(RunAttempts(desk))
-    app.register_task(KillAttempts(desk))
+    app.register_task(RunAttempts(desk, address))
+    app.register_task(KillAttempts(desk, address))
 
 
-def _argument(message: Any, body: Any) -> Sequence[Any]:
-    """The one list that a message's ``args`` holds.
+def _argument(message: Any, body: Any, address: str) -> Sequence[Any]:
+    """The list behind the address in a message's ``args``.
 
     Raises:
-        InvalidTaskError: the message is built otherwise.
+        InvalidTaskError: the message is built otherwise, or is meant for another worker.
     """
     payload = message.payload if body is None else body
     match payload:
-        case [[list() as argument], dict(), *_]:
-            return argument
-    raise InvalidTaskError("args does not hold one list")
+        case [[str() as meant, list() as argument], dict(), *_]:
+            if meant == address:
+                return argument
+            raise InvalidTaskError(f"it is addressed to {meant[:200]!r}, and this is {address}")
+    raise InvalidTaskError("args does not hold an address and a list")
 
 
 def _spec(plain: Any) -> TaskSpec:

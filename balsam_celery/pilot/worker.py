@@ -146,7 +146,7 @@ def _live(
         lambda ended: courier.put(ended, True),
     )
     desk = worker.desk = Desk(outbox, pool, courier, earlier)
-    strategy.register(app, desk)
+    strategy.register(app, desk, context.queue)
     stopped = threading.Event()
 
     def drain(reason: str, outcome: Outcome) -> None:

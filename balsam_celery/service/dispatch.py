@@ -61,7 +61,7 @@ class Dispatcher:
         """Publish what waits."""
         while self._waiting:
             queue, bundle = self._waiting[0]
-            self._publisher.task(queue, keys.RUN, [[to_plain(spec) for spec in bundle]])
+            self._publisher.task(queue, keys.RUN, [queue, [to_plain(spec) for spec in bundle]])
             self._waiting.popleft()
 
     def forget(self) -> None:

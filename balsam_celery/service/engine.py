@@ -29,10 +29,11 @@ from balsam_celery.service.journal import Journal
 from balsam_celery.service.leading import Leadership, NotLeading
 from balsam_celery.service.pace import Pace
 from balsam_celery.service.record import Recorded, record
+from balsam_celery.service.senders import Told, of_own_attempts
 from balsam_celery.settings import Settings
 from balsam_celery.site import Site
 from balsam_celery.store.engine import Store
-from balsam_celery.wire import Record, Wake, WorkerLost
+from balsam_celery.wire import Wake, WorkerLost
 
 log = logging.getLogger(__name__)
 
@@ -187,10 +188,10 @@ class Engine(threading.Thread):
 
     def _receive(self, letters: Letters) -> None:
         """Record what was read, then take it out of the inbox and acknowledge it."""
-        records = letters.records
+        records = [one.record for one in letters.told]
         self._pace.note(records, self._store.clock())
         if any(not isinstance(one, Wake) for one in records):
-            for recorded in self._record(records):
+            for recorded in self._record(letters.told):
                 self._absorb(recorded)
         for one in records:
             if isinstance(one, WorkerLost) and not one.restarted and one.pilot:
@@ -199,27 +200,31 @@ class Engine(threading.Thread):
         self._inbox.drop(letters)
         self._dirty = True
 
-    def _record(self, records: Sequence[Record]) -> list[Recorded]:
+    def _record(self, told: Sequence[Told]) -> list[Recorded]:
         """Record all in one transaction; if one of them has a fault, each in its own."""
         run = self.leadership.run
 
-        def write(some: Sequence[Record]) -> Recorded:
-            return run(lambda conn: record(conn, some, now=self._store.clock(), who=WHO))
+        def write(some: Sequence[Told]) -> Recorded:
+            def step(conn: Connection) -> Recorded:
+                own = of_own_attempts(conn, some)
+                return record(conn, own, now=self._store.clock(), who=WHO)
+
+            return run(step)
 
         try:
-            return [write(records)]
+            return [write(told)]
         except (NotLeading, StoreError):
             raise
         except Exception:
-            log.exception("a batch of %d records has a fault; trying each alone", len(records))
+            log.exception("a batch of %d records has a fault; trying each alone", len(told))
         done = []
-        for one in records:
+        for one in told:
             try:
                 done.append(write([one]))
             except (NotLeading, StoreError):
                 raise
             except Exception:
-                log.exception("dropped a record: %s", one)
+                log.exception("dropped a record: %.300r", one.record)
         return done
 
     def _absorb(self, recorded: Recorded) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import redis
 
 from balsam_celery import keys
+from balsam_celery.service.senders import Told, told
 from balsam_celery.wire import MalformedMessage, Record, Report, decode, encode
 
 log = logging.getLogger(__name__)
@@ -30,15 +31,11 @@ return 0
 
 @dataclass(frozen=True, slots=True)
 class Letters:
-    """What was read: the raw reports, and those of them that are ours."""
+    """What was read: the raw reports, those of them that are ours, and what these tell."""
 
     raw: tuple[bytes | str, ...] = ()
     reports: tuple[Report, ...] = ()
-
-    @property
-    def records(self) -> list[Record]:
-        """All records, in order of arrival."""
-        return [record for report in self.reports for _, record in report.records]
+    told: tuple[Told, ...] = ()
 
 
 class Inbox:
@@ -64,13 +61,14 @@ class Inbox:
             wait: Any = timeout
             self._client.blmove(self._key, self._key, wait, "LEFT", "LEFT")
             raw = self._client.lrange(self._key, 0, limit - 1)
-        reports = []
+        reports: list[Report] = []
         for text in raw:
             try:
                 reports.append(decode(Report, text))
             except MalformedMessage as error:
                 log.warning("dropped a report that is not ours: %s", error)
-        return Letters(tuple(raw), tuple(reports))
+        records = tuple(one for report in reports for one in told(report))
+        return Letters(tuple(raw), tuple(reports), records)
 
     def drop(self, letters: Letters) -> None:
         """Take away what was read: it is recorded."""

@@ -95,7 +95,7 @@ def send(publisher: Publisher, pilot: str, worker: str, orders: Sequence[KillOrd
         kombu.exceptions.OperationalError: Redis did not take them; send them again later.
     """
     queue = keys.pilot_queue(pilot, worker)
-    publisher.task(queue, keys.KILL, [[to_plain(one) for one in orders]])
+    publisher.task(queue, keys.KILL, [queue, [to_plain(one) for one in orders]])
 
 
 def end_steps(app: Celery[Any], publisher: Publisher, ids: Sequence[str], now: float) -> None:

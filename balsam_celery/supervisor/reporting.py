@@ -22,6 +22,7 @@ from balsam_celery.store.queries import TaskFilter, count_tasks
 from balsam_celery.store.rows import AllocationRow, PilotRow
 from balsam_celery.supervisor import records
 from balsam_celery.supervisor.children import SUPERVISOR, names
+from balsam_celery.supervisor.pressure import shortages
 from balsam_celery.supervisor.probes import probe_redis
 
 
@@ -59,6 +60,7 @@ class SiteStatus:
         failed: those that within the last hour failed or ended without a pilot, oldest first.
         pilots: those that have not ended, oldest first.
         note: why nothing is known of the last four, ``""`` when all is.
+        shortages: a line for each thing that the site is short of.
     """
 
     name: str
@@ -71,6 +73,7 @@ class SiteStatus:
     failed: tuple[AllocationRow, ...]
     pilots: tuple[PilotRow, ...]
     note: str = ""
+    shortages: tuple[str, ...] = ()
 
 
 def status(site: Site) -> SiteStatus:
@@ -114,6 +117,7 @@ def status(site: Site) -> SiteStatus:
         failed=tuple(failed),
         pilots=tuple(pilots),
         note=note,
+        shortages=shortages(site),
     )
 
 

@@ -233,7 +233,7 @@ class Pilot:
 
     def _send(self, name: str, plains: list[Any], node: str) -> None:
         queue = keys.pilot_queue(self.id, node)
-        self.service.app.send_task(name, args=[plains], queue=queue, ignore_result=True)
+        self.service.app.send_task(name, args=[queue, plains], queue=queue, ignore_result=True)
 
     def inspect(self, command: str, node: str = "n0") -> Any:
         """Answer of one worker to ``celery inspect``."""

@@ -138,7 +138,9 @@ def test_specs_that_could_not_be_run(pilot: Pilot) -> None:
     ]
     bad = [{**plain, "id": f"bad-{index}"} for index, plain in enumerate(bad)]
     queue = keys.pilot_queue(pilot.id, "n0")
-    pilot.service.app.send_task(keys.RUN, args=[[*bad, good]], queue=queue, ignore_result=True)
+    pilot.service.app.send_task(
+        keys.RUN, args=[queue, [*bad, good]], queue=queue, ignore_result=True
+    )
     assert pilot.service.ended("good-among-bad").exit_code == 0
     assert "refused a task" in (pilot.directory / "n0.log").read_text()
     assert not [e for e in pilot.service.all(wire.Ended) if e.id.startswith("bad-")]

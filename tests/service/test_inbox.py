@@ -81,6 +81,6 @@ def test_strange_reports_are_taken_away(client: redis.Redis, prefix: str) -> Non
     client.rpush(keys.inbox(prefix), *strange)
     inbox = Inbox(client, prefix)
     letters = inbox.read(0)
-    assert (len(letters.raw), letters.reports, letters.records) == (5, (), [])
+    assert (len(letters.raw), letters.reports, letters.told) == (5, (), ())
     inbox.drop(letters)
     assert not inbox.read(0).raw

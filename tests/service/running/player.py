@@ -85,8 +85,8 @@ class Player:
         return specs, orders
 
     def messages(self, queue: str) -> list[tuple[str, Any]]:
-        """Name and first argument of each Celery message in a queue; takes them."""
-        return [(message.headers["task"], message.payload[0][0]) for message in self.raw(queue)]
+        """Name and last argument of each Celery message in a queue; takes them."""
+        return [(message.headers["task"], message.payload[0][-1]) for message in self.raw(queue)]
 
     def raw(self, queue: str) -> list[Any]:
         """Messages of a queue, as a Celery worker gets them; takes them."""
