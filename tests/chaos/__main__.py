@@ -7,6 +7,7 @@ it stopped. The exit status is 1 when some run found something.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from pathlib import Path
@@ -37,6 +38,8 @@ def main() -> int:
         "--into", type=Path, default=Path("chaos.jsonl"), help="results, a line each"
     )
     options = parser.parse_args()
+    # what was started is stopped then too
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     if not 0 < options.minutes <= LONGEST:
         parser.error(f"--minutes is {options.minutes}: give more than 0, at most {LONGEST:.0f}")
     have = {one.key for one in report.load(options.into)}

@@ -14,6 +14,7 @@ from balsam_celery import procs
 from balsam_celery.errors import StoreError
 from balsam_celery.procs import Identity
 from balsam_celery.store import schema
+from tests.acceptance.live import BIN
 from tests.chaos import messages
 from tests.chaos.plan import Fault
 from tests.chaos.world import World
@@ -72,8 +73,8 @@ def _kill_supervisor(world: World, fault: Fault) -> Lift:
         """What a user or a cron job does; until all answers."""
         while True:
             done = subprocess.run(
-                ["balsam", "up"], env=world.live.environment, capture_output=True, text=True,
-                check=False,
+                [str(BIN / "balsam"), "up"], env=world.live.environment,
+                capture_output=True, text=True, check=False,
             )  # fmt: skip
             if done.returncode == 0:
                 return

@@ -6,6 +6,7 @@ import statistics
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 
 from balsam_celery import procs
@@ -13,10 +14,12 @@ from tests.chaos.ledger import parse
 
 #: Seconds between two looks.
 EVERY = 0.2
-#: Full work: over this many seconds as many cores at work, on average, …
+#: Full work: on average over this many seconds as many cores at work …
 OVER = 1.0
-#: … as this part of the median before the fault.
-PART = 0.7
+#: … as this part of the median before the fault …
+PART = 0.6
+#: … for this many seconds without a break: longer than most programs, which go on by themselves.
+STEADY = 3.0
 #: Seconds of undisturbed work that the median is taken of.
 BEFORE = 20.0
 
@@ -71,3 +74,26 @@ class Meter(threading.Thread):
         """Mean of the cores at work since a time of the monotonic clock."""
         values = [busy for when, busy in self._samples.copy() if when >= since]
         return statistics.fmean(values) if values else 0.0
+
+    def full_since(self, since: float, level: float) -> float | None:
+        """When the full work began that goes on now, if it has lasted for ``STEADY`` seconds.
+
+        Args:
+            since: what was before does not count, monotonic clock.
+            level: cores at work before the fault.
+        """
+        return full_since(self._samples.copy(), since, PART * level)
+
+
+def full_since(samples: Iterable[tuple[float, int]], since: float, least: float) -> float | None:
+    """Pure part of :meth:`Meter.full_since`; samples are (time, cores at work)."""
+    recent = [sample for sample in samples if sample[0] >= since]
+    began: float | None = None
+    width = round(OVER / EVERY)
+    for last in range(len(recent)):
+        window = recent[max(0, last + 1 - width) : last + 1]
+        if statistics.fmean(busy for _, busy in window) < least:
+            began = None
+        elif began is None:
+            began = recent[last][0]
+    return began if began is not None and recent[-1][0] - began >= STEADY else None

@@ -6,9 +6,12 @@ import os
 import secrets
 import shutil
 import subprocess
+from pathlib import Path
 
 #: More than there are pilots at once.
 COUNT = 6
+#: Files below ``NAME/`` stand in a namespace in place of those of ``/etc``.
+_ETC = Path("/etc/netns")
 
 
 def available() -> bool:
@@ -47,6 +50,9 @@ class Namespaces:
         for number, name in enumerate(self.names):
             inside, outside = f"{self._net}.{4 * number + 2}", f"{self._net}.{4 * number + 1}"
             _ip("netns", "add", name)
+            # MPICH asks for the names of virtual nodes: here nobody knows any, and says so at once
+            (_ETC / name).mkdir(parents=True)
+            (_ETC / name / "resolv.conf").write_text("nameserver 127.0.0.1\n", encoding="ascii")
             peer = ["peer", "name", "eth0", "netns", name]
             _ip("link", "add", self._cable(name), "type", "veth", *peer)
             _ip("addr", "add", f"{outside}/30", "dev", self._cable(name))
@@ -72,6 +78,7 @@ class Namespaces:
         for name in self.names:
             _ip("link", "del", self._cable(name), check=False)
             _ip("netns", "del", name, check=False)
+            shutil.rmtree(_ETC / name, ignore_errors=True)
         _ip("addr", "del", f"{self.address}/32", "dev", "lo", check=False)
 
     def _cable(self, name: str) -> str:

@@ -16,7 +16,7 @@ from balsam_celery.errors import StoreError
 from balsam_celery.store import schema
 from tests.chaos import after, faults
 from tests.chaos.ledger import parse
-from tests.chaos.meter import BEFORE, OVER, PART, Meter
+from tests.chaos.meter import BEFORE, OVER, Meter
 from tests.chaos.plan import Fault
 from tests.chaos.report import Result
 from tests.chaos.workload import WORKFLOW
@@ -25,6 +25,8 @@ from tests.waiting import wait_until
 
 #: Seconds that full work may take to come back before the next fault comes regardless.
 PATIENCE = 90.0
+#: Cores at work from which on faults may come.
+WARM = 6.0
 #: So many tasks must be left for a fault to come: with fewer, full work cannot come back.
 ENOUGH = 60
 _pause = threading.Event()
@@ -89,10 +91,9 @@ class Run:
     def _break(
         self, plan: Iterable[Fault], until: float, submitter: subprocess.Popen[bytes]
     ) -> None:
-        wait_until(
-            lambda: self._meter.mean(time.monotonic() - OVER) > 0, 120, "the first task runs"
-        )
-        self._sleep(8.0)
+        wait_until(lambda: self._meter.mean(time.monotonic() - OVER) >= WARM, 180, "work has begun")
+        self._lifted = time.monotonic()
+        self._sleep(5.0)
         before = time.monotonic()
         for fault in plan:
             if not fault.overlaps:
@@ -107,9 +108,9 @@ class Run:
     def _inject(self, fault: Fault) -> None:
         if not self._group:
             now = time.monotonic()
-            self._level = max(
-                self._level * 0.5, self._meter.level(max(now - BEFORE, self._lifted), now)
-            )
+            seen = self._meter.level(max(now - BEFORE, self._lifted), now)
+            # full work that came back only in part must not become the measure
+            self._level = max(0.8 * self._level, seen)
         lasting = bool(self._pending)
         try:
             lift = faults.inject(self.world, fault)
@@ -117,7 +118,7 @@ class Run:
             self._say(f"{fault.number} {fault.kind}: not now: {reason}")
             _count(self.result.missed, fault.kind)
             return
-        self._say(f"{fault.number} {fault.kind} for {fault.duration} s")
+        self._say(f"{fault.number} {fault.kind} for {fault.duration} s (level {self._level:.0f})")
         _count(self.result.faults, fault.kind)
         self.result.overlapping += lasting or (fault.overlaps and bool(self._group))
         self._group.append(fault.kind)
@@ -149,18 +150,15 @@ class Run:
         if not self._group:
             return
         group, self._group = self._group, []
-        while True:
-            now = time.monotonic()
+        while (full := self._meter.full_since(self._lifted, self._level)) is None:
             if self._left() < ENOUGH:
                 return
-            # never by samples from before the fault's end
-            if now - self._lifted >= OVER and self._meter.mean(now - OVER) >= PART * self._level:
-                break
-            if now - self._lifted > PATIENCE:
+            if time.monotonic() - self._lifted > PATIENCE:
                 self._say(f"no full work {PATIENCE:.0f} s after {' + '.join(group)}")
+                full = time.monotonic()
                 break
             _pause.wait(0.1)
-        took = round(time.monotonic() - self._lifted, 1)
+        took = round(full - self._lifted, 1)
         self._say(f"    full work {took} s after {' + '.join(group)} (level {self._level:.0f})")
         if len(group) == 1:
             self.result.recovery.setdefault(group[0], []).append(took)
