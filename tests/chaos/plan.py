@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 #: Seconds that a fault without a duration counts as lasting, for what is to overlap it.
 MOMENT = 2.0
-#: Mean pause, seconds, between full work and the next fault.
+#: Mean pause, seconds, before a fault that does not overlap another.
 PAUSE = 1.0
+#: Share, of the faults that do not overlap, of those that leave no time for full work.
+SOON = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +81,9 @@ class Fault:
         duration: seconds until it is lifted.
         choice: in [0, 1): picks the victim among those that there are then, and how far a clock
             goes wrong.
-        overlaps: it comes while the fault before it lasts, else after full work again.
-        wait: seconds from the injection of the fault before it, or from full work.
+        overlaps: it comes while the fault before it lasts.
+        soon: else: it comes once nothing is broken, and not only after full work again.
+        wait: seconds from the injection of the fault before it, or from what it comes after.
     """
 
     number: int
@@ -88,6 +91,7 @@ class Fault:
     duration: float
     choice: float
     overlaps: bool
+    soon: bool
     wait: float
 
 
@@ -133,4 +137,5 @@ def each_once(seed: int, kinds: Sequence[Kind], *, share: float, longest: float)
 def _fault(chance: random.Random, number: int, kind: Kind, overlaps: bool, before: float) -> Fault:
     duration = round(chance.uniform(kind.least, kind.most), 1)
     wait = chance.uniform(0.0, before) if overlaps else chance.expovariate(1 / PAUSE)
-    return Fault(number, kind.name, duration, chance.random(), overlaps, round(min(wait, 60.0), 2))
+    choice, soon = chance.random(), not overlaps and chance.random() < SOON
+    return Fault(number, kind.name, duration, choice, overlaps, soon, round(min(wait, 60.0), 2))

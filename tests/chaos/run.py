@@ -97,7 +97,9 @@ class Run:
         before = time.monotonic()
         for fault in plan:
             if not fault.overlaps:
-                self._settle()
+                self._lift_all()
+                if not fault.soon:
+                    self._settle()
                 before = time.monotonic()
             self._sleep(max(0.0, before + fault.wait - time.monotonic()))
             if time.monotonic() > until or (submitter.poll() is not None and self._left() < ENOUGH):
@@ -120,7 +122,8 @@ class Run:
             return
         self._say(f"{fault.number} {fault.kind} for {fault.duration} s (level {self._level:.0f})")
         _count(self.result.faults, fault.kind)
-        self.result.overlapping += lasting or (fault.overlaps and bool(self._group))
+        # what is killed lasts until it is started again
+        self.result.overlapping += lasting or fault.overlaps
         self._group.append(fault.kind)
         self._lifted = time.monotonic()
         if lift is not None:
@@ -143,10 +146,14 @@ class Run:
                 self._lifted = time.monotonic()
                 one.lift()
 
-    def _settle(self) -> None:
-        """Wait until nothing is broken and all cores are at work again; note how long it took."""
+    def _lift_all(self) -> None:
+        """Wait until nothing is broken."""
         while self._pending:
             self._sleep(max(0.0, min(one.due for one in self._pending) - time.monotonic()) + 0.01)
+
+    def _settle(self) -> None:
+        """Wait until nothing is broken and all cores are at work again; note how long it took."""
+        self._lift_all()
         if not self._group:
             return
         group, self._group = self._group, []

@@ -23,6 +23,7 @@ def test_the_same_seed_gives_the_same_faults(seed: int) -> None:
 def test_a_fault_that_overlaps_begins_while_the_one_before_lasts(seed: int, share: float) -> None:
     drawn = list(islice(faults(seed, KINDS, share=share), 60))
     assert not drawn[0].overlaps
+    assert not any(fault.overlaps and fault.soon for fault in drawn)
     for before, fault in pairwise(drawn):
         if fault.overlaps:
             assert fault.wait <= max(MOMENT, before.duration)
