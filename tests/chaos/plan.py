@@ -10,9 +10,9 @@ from dataclasses import dataclass
 #: Seconds that a fault without a duration counts as lasting, for what is to overlap it.
 MOMENT = 2.0
 #: Mean pause, seconds, before a fault that does not overlap another.
-PAUSE = 1.0
+PAUSE = 0.5
 #: Share, of the faults that do not overlap, of those that leave no time for full work.
-SOON = 0.5
+SOON = 0.7
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ KINDS = (
     Kind("kill:worker", weight=2.0),
     Kind("kill:pilot", weight=1.5),
     # it stays away for a while: whatever else dies then is not started again
-    Kind("kill:supervisor", 0.5, 6.0),
+    Kind("kill:supervisor", 0.5, 6.0, 0.3),
     Kind("pause:service", 1.0, 12.0),
     Kind("pause:beat", 1.0, 12.0, 0.5),
     Kind("pause:transitions", 1.0, 12.0, 0.5),
