@@ -57,6 +57,7 @@ FLOORS: dict[str, int] = {
     "schedulers": 1,
     "launchers": 1,
     "brands": 1,
+    "holders": 1,
     "private": 1,
     "procs": 1,
     "outbox": 1,
