@@ -204,7 +204,10 @@ class Engine(threading.Thread):
         run = self.leadership.run
 
         def write(some: Sequence[Record]) -> Recorded:
-            return run(lambda conn: record(conn, some, now=self._store.clock(), who=WHO))
+            retry = self._site.settings.retry
+            return run(
+                lambda conn: record(conn, some, now=self._store.clock(), who=WHO, retry=retry)
+            )
 
         try:
             return [write(records)]

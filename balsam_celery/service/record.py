@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 from balsam_celery.service import ended, lost, pilots, requests, steps, transitions
 from balsam_celery.service.cases import Batch, Change
 from balsam_celery.service.release import settle
+from balsam_celery.settings import RetrySettings
 from balsam_celery.states import ON_PILOT, State
 from balsam_celery.store import runtimes
 from balsam_celery.wire import (
@@ -45,7 +46,12 @@ class Recorded:
 
 
 def record(
-    conn: Connection, records: Sequence[Record], *, now: float, who: str = "service"
+    conn: Connection,
+    records: Sequence[Record],
+    *,
+    now: float,
+    who: str = "service",
+    retry: RetrySettings | None = None,
 ) -> Recorded:
     """Write what ``records`` tell, in their order; stale and repeated ones change nothing.
 
@@ -57,8 +63,9 @@ def record(
         records: of any kind; those that concern no row (``Wake``) are passed over.
         now: seconds since the epoch.
         who: for the events.
+        retry: ``[retry]`` of the site; its defaults where not given.
     """
-    batch = Batch(conn, now, who)
+    batch = Batch(conn, now, who, retry=retry or RetrySettings())
     batch.load({one.id for one in records if isinstance(one, _OF_TASKS)})
     foreign: list[KillAsked] = []
     unwanted: list[tuple[str, str]] = []

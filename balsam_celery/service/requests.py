@@ -215,7 +215,7 @@ def _dead_ends(batch: Batch, revived: dict[str, Case]) -> dict[str, str]:
 def _revive(batch: Batch, cases: Collection[Case]) -> None:
     fresh: dict[str, Any] = {
         "kill_requested": None, "kill_reason": "", "failures": 0, "result": None, "reason": "",
-        "pilot": None, "shares": None, "ran": None,
+        "pilot": None, "shares": None, "ran": None, "cuts": 0,
     }  # fmt: skip
     for case in cases:
         batch.effect(case.row.id, EffectKind.FORGET, {})
