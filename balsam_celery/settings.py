@@ -147,6 +147,7 @@ class PilotSettings:
     idle_timeout: Seconds = 60
     startup_margin: Seconds = 30  # from the allocation's start until workers consume
     drain_margin: Seconds = 15  # before the allocation's end the pilot stops what runs
+    max_checkpoint_grace: Seconds = 600  # the longest that a task may ask for
     heartbeat_interval: Seconds = 2
     output_tail: int = 4096  # bytes of stdout and of stderr kept in SQL
     launcher: str = ""  # starts the node workers; "": the one of ``[launcher]``

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -44,6 +45,9 @@ class TaskSpec:
         inputs: ``{"args": […], "kwargs": {…}}`` written to ``$BALSAM_INPUTS`` when not ``None``.
         staged: directory whose content is copied into the work directory first, or ``None``.
         pin: bind the program to the cores given.
+        checkpoint_grace: seconds before an imposed end at which the program gets ``end_signal``.
+        end_signal: number of that signal.
+        restartable: its work directory is that of its earlier attempts, whose files stay.
     """
 
     id: str
@@ -62,6 +66,9 @@ class TaskSpec:
     inputs: dict[str, JSON] | None = None
     staged: str | None = None
     pin: bool = True
+    checkpoint_grace: int = 0
+    end_signal: int = signal.SIGTERM.value
+    restartable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +121,7 @@ Outcome = Literal[
     "cannot-start",  # no such program, no permission, no disk
     "lost",  # the worker that held it died; no process of it lives
     "drained",  # the pilot ended first (walltime, drain, SIGTERM)
+    "cut",  # told to end before the allocation's end; the pilot goes on
 ]
 
 

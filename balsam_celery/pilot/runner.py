@@ -54,7 +54,8 @@ class Runner:
         self._launchers_lock = threading.Lock()
         settings = context.pilot.site.settings
         self._settings = settings
-        self.ending = Ending(spawner, context.pilot.environment, sweep)
+        pilot = context.pilot
+        self.ending = Ending(spawner, pilot.environment, sweep, pilot.last_moment)
         self._pinned = {node.name: node.pinned for node in context.nodes}
         nodefile = context.pilot.directory / f"{context.node}.nodes"
         nodefile.write_text("".join(f"{node.name}\n" for node in context.nodes), encoding="utf-8")
@@ -79,7 +80,10 @@ class Runner:
         directory = Path(spec.work_dir)
         _make_directory(spec.work_dir)
         if spec.staged is not None:
-            shutil.copytree(spec.staged, directory, symlinks=True, dirs_exist_ok=True)
+            copy = _copy_once if spec.restartable else shutil.copy2
+            shutil.copytree(
+                spec.staged, directory, symlinks=True, dirs_exist_ok=True, copy_function=copy
+            )
         environment, digest = self._environments.make(attempt, _write_files(spec, directory))
         command = self._command(attempt, environment)
         for name, content in command.files.items():
@@ -87,7 +91,7 @@ class Runner:
         for name, value in command.environment.items():
             if name not in spec.environment:
                 environment[name] = value
-        output = Output(directory)
+        output = Output(directory, append=spec.restartable and spec.attempt > 1)
         try:
             if attempt.verdict is not None:
                 output.close(0)
@@ -197,6 +201,16 @@ def _make_directory(path: str) -> None:
             raise
 
 
+def _copy_once(source: str, target: str) -> object:
+    """Leave alone what an earlier attempt may have changed; a copy is there whole or not at all."""
+    if os.path.lexists(target):
+        return target
+    part = f"{target}.part"
+    shutil.copy2(source, part)
+    os.replace(part, target)  # noqa: PTH105 - as copytree gives them
+    return target
+
+
 def _write_files(spec: TaskSpec, directory: Path) -> dict[str, str]:
     """Files that tell the program more than variables can; returns the variables naming them."""
     files = {}
@@ -233,4 +247,5 @@ def _why(error: Exception) -> str:
 
 def timeout_reason(spec: TaskSpec) -> str:
     """Reason of an attempt whose time is over."""
-    return f"its wall_time of {format_duration(spec.wall_time)} was over"
+    told = f" but for {format_duration(spec.checkpoint_grace)}" if spec.checkpoint_grace else ""
+    return f"its wall_time of {format_duration(spec.wall_time)} was over{told}"

@@ -12,9 +12,9 @@ from balsam_celery.states import State
 from balsam_celery.wire import Ended
 
 #: Ends that are nobody's fault: they never count against ``max_retries``.
-_TAKEN_BACK = frozenset({"killed", "fenced", "lost", "drained"})
+_TAKEN_BACK = frozenset({"killed", "fenced", "lost", "drained", "cut"})
 #: Those of them that cut a program short which was not done.
-_CUT = frozenset({"drained", "lost"})
+_CUT = frozenset({"drained", "lost", "cut"})
 
 
 @dataclass(frozen=True, slots=True)

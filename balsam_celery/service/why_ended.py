@@ -51,10 +51,11 @@ def failed(facts: TaskFacts) -> Why:
 
 
 #: Ends that ``retry_on`` is not asked about.
-_TAKEN_BACK = frozenset({"drained", "lost", "killed", "fenced"})
+_TAKEN_BACK = frozenset({"drained", "lost", "cut", "killed", "fenced"})
 _FAILURES = {
     "exit": "exit-code", "error": "exit-code", "FAILURE": "exit-code", "signal": "signal",
     "timeout": "wall-time", "cannot-start": "cannot-start", "drained": "cut-short",
+    "cut": "cut-short",
     "lost": "cut-short",
 }  # fmt: skip
 
