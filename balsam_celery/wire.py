@@ -118,7 +118,8 @@ Outcome = Literal[
     "timeout",  # its wall_time was over
     "killed",  # a KillOrder ended it, before or after its start
     "fenced",  # a KillOrder came before the attempt; it never starts here
-    "cannot-start",  # no such program, no permission, no disk
+    "cannot-start",  # no such program, no permission
+    "unfit",  # the node could not start it: no disk, no memory, no work directory
     "lost",  # the worker that held it died; no process of it lives
     "drained",  # the pilot ended first (walltime, drain, SIGTERM)
     "cut",  # told to end before the allocation's end; the pilot goes on

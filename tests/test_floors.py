@@ -19,6 +19,7 @@ FLOORS: dict[str, int] = {
     "amounts": 0,
     "runtimes": 0,
     "retrying": 0,
+    "suspects": 0,
     "commands": 0,
     "placement": 0,
     "packing": 0,

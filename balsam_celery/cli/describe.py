@@ -28,7 +28,7 @@ _RESOURCES = (
 )
 #: What rows of an earlier release lack.
 _NO_SHARE: Plain = {"memory": 0, "resources": [], "queued": False}
-_NO_NODE: Plain = {"resources": []}
+_NO_NODE: Plain = {"resources": [], "lost_reason": ""}
 
 
 def resources(wanted: Resources) -> Plain:
@@ -173,6 +173,7 @@ def pilot(row: PilotRow) -> Plain:
         "end_time": timestamp(row.end_time),
         "ended": timestamp(row.ended),
         "idle_since": timestamp(row.idle_since),
+        "stop_at": timestamp(row.stop_at),
         "reason": row.reason,
     }
 

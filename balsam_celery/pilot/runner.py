@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -25,6 +26,22 @@ from balsam_celery.pilot.ranks import make_ranks, needs_launcher
 from balsam_celery.wire import Ended, Outcome, TaskSpec
 
 logger = logging.getLogger(__name__)
+
+#: No disk, no memory, no file system, no process: it is not the program's.
+_OF_THE_NODE = frozenset(
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.EIO,
+        errno.ESTALE,
+        errno.ENOTCONN,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+        errno.EAGAIN,
+    }
+)
 
 
 class Runner:
@@ -67,7 +84,8 @@ class Runner:
             output, started = self._start(attempt)
         except (OSError, ValueError, BalsamError) as error:
             verdict = attempt.finish()
-            outcome, reason = verdict or ("cannot-start", f"cannot start: {_why(error)}")
+            kind: Outcome = "unfit" if _is_of_the_node(error) else "cannot-start"
+            outcome, reason = verdict or (kind, f"cannot start: {_why(error)}")
             return attempt.ended(outcome, reason)
         if started is None:
             outcome, reason = attempt.finish() or ("killed", "")
@@ -78,7 +96,11 @@ class Runner:
         """Make everything ready and start the program; returns its environment's digest."""
         spec = attempt.spec
         directory = Path(spec.work_dir)
-        _make_directory(spec.work_dir)
+        try:
+            _make_directory(spec.work_dir)
+        except PermissionError as error:
+            # the run directory is missing or read-only here
+            raise OSError(errno.EROFS, error.strerror, error.filename) from error
         if spec.staged is not None:
             copy = _copy_once if spec.restartable else shutil.copy2
             shutil.copytree(
@@ -243,6 +265,11 @@ def _why(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _is_of_the_node(error: Exception) -> bool:
+    """Any program would meet it here: the task is not to blame."""
+    return isinstance(error, OSError) and error.errno in _OF_THE_NODE
 
 
 def timeout_reason(spec: TaskSpec) -> str:

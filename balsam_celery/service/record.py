@@ -37,12 +37,14 @@ class Recorded:
         foreign: revokes of ids that are no rows: ordinary Celery tasks, which the tasks worker
             must revoke.
         unwanted: (pilot, reason) of those that registered and were not taken.
+        ends: of programs on one node, with their pilots, in order.
     """
 
     left: tuple[tuple[str, str, int], ...] = ()
     changes: tuple[Change, ...] = ()
     foreign: tuple[KillAsked, ...] = ()
     unwanted: tuple[tuple[str, str], ...] = ()
+    ends: tuple[tuple[str, str, Ended], ...] = ()
 
 
 def record(
@@ -69,13 +71,17 @@ def record(
     batch.load({one.id for one in records if isinstance(one, _OF_TASKS)})
     foreign: list[KillAsked] = []
     unwanted: list[tuple[str, str]] = []
+    ends: list[tuple[str, str, Ended]] = []
     for one in records:
         if isinstance(one, (Started, StepStarted)):
             _started(batch, one)
         elif isinstance(one, Ended):
             holder = ended.program_ended(batch, one)
+            shares = batch.cases[one.id].row.shares if holder is not None else None
             if holder is not None and one.outcome == "drained":
                 pilots.stops(conn, holder, one.reason)
+            elif holder is not None and shares is not None and len(shares) == 1:
+                ends.append((holder, shares[0]["node"], one))
         elif isinstance(one, StepEnded):
             steps.ended(batch, one)
         elif isinstance(one, TransitionEnded):
@@ -104,7 +110,7 @@ def record(
         for change in batch.changes
         if change.row.pilot is not None and change.state not in ON_PILOT
     ]
-    return Recorded(tuple(left), tuple(batch.changes), tuple(foreign), tuple(unwanted))
+    return Recorded(tuple(left), tuple(batch.changes), tuple(foreign), tuple(unwanted), tuple(ends))
 
 
 _OF_TASKS = (Started, Ended, StepStarted, StepEnded, TransitionEnded)

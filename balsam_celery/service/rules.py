@@ -12,7 +12,7 @@ from balsam_celery.states import State
 from balsam_celery.wire import Ended
 
 #: Ends that are nobody's fault: they never count against ``max_retries``.
-_TAKEN_BACK = frozenset({"killed", "fenced", "lost", "drained", "cut"})
+_TAKEN_BACK = frozenset({"killed", "fenced", "lost", "drained", "cut", "unfit"})
 #: Those of them that cut a program short which was not done.
 _CUT = frozenset({"drained", "lost", "cut"})
 
@@ -77,7 +77,9 @@ def path(state: State, policy: Policy, ended: Ended) -> Path:
         return Path((State.USER_KILLED,), reason)
     if ended.outcome in _TAKEN_BACK:
         if state is State.DISPATCHED and ended.started is None:
-            return Path((State.RESTART_READY,), reason)
+            # what one node could not start the next one may not either, if a disk is full
+            wait = min(policy.delay, policy.max_delay) if ended.outcome == "unfit" else 0.0
+            return Path((State.RESTART_READY,), reason, pause=wait)
         if is_cut(ended) and policy.max_cuts is not None and policy.cuts + 1 >= policy.max_cuts:
             return Path((*start, State.RUN_TIMEOUT, State.FAILED), _given_up(policy, reason))
         return Path((*start, State.RUN_TIMEOUT, State.RESTART_READY), reason)

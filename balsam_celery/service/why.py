@@ -111,8 +111,8 @@ def not_before(facts: TaskFacts) -> Why:
     """It is not to start yet."""
     row = facts.row
     when = moment(row.not_before, facts.now)
-    if row.state is State.RESTART_READY and row.failures:
-        text = f"It failed, and waits before it is tried again, until {when}."
+    if row.state is State.RESTART_READY:
+        text = f"It waits before it is tried again, until {when}."
         return Why("retry-delay", text, expected_start=row.not_before)
     return Why("not-before", f"It is not to start before {when}.", expected_start=row.not_before)
 

@@ -51,7 +51,7 @@ def failed(facts: TaskFacts) -> Why:
 
 
 #: Ends that ``retry_on`` is not asked about.
-_TAKEN_BACK = frozenset({"drained", "lost", "cut", "killed", "fenced"})
+_TAKEN_BACK = frozenset({"drained", "lost", "cut", "unfit", "killed", "fenced"})
 _FAILURES = {
     "exit": "exit-code", "error": "exit-code", "FAILURE": "exit-code", "signal": "signal",
     "timeout": "wall-time", "cannot-start": "cannot-start", "drained": "cut-short",

@@ -257,6 +257,7 @@ class PilotRow:
     ended: float | None
     idle_since: float | None
     reason: str
+    stop_at: float | None = None
 
     @classmethod
     def of(cls, row: RowMapping) -> PilotRow:

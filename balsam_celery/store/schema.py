@@ -250,6 +250,7 @@ pilot = Table(
     Column("ended", Double),
     Column("idle_since", Double),
     Column("reason", CleanText, nullable=False, server_default=""),
+    Column("stop_at", Double),  # of a DRAINING one: what still runs then is ended
 )
 Index("ix_pilot_allocation", pilot.c.allocation)
 Index("ix_pilot_state", pilot.c.state)

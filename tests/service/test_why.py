@@ -181,7 +181,7 @@ TABLE: dict[str, tuple[TaskFacts, str, list[str]]] = {
               row={"attempt": 1, "failures": 1, "max_retries": 3, "not_before": NOW + 20},
               attempt=attempt_row(exit_code=3)),
         "retry-delay",
-        ["waits before it is tried again, until", "(in 20s)", "(exit code 3); 2 retries left."],
+        ["It waits before it is tried again, until", "(in 20s)", "(exit code 3); 2 retries left."],
     ),
     "never to be retried": (
         facts(S.FAILED, row=FAILED | {"failures": 1, "attempt": 1}, retry_on=("!exit:3",),
