@@ -121,7 +121,8 @@ class PilotFree:
         for place, node in enumerate(every):
             count, capacity = len(node.cores), node.capacity
             self._buckets[count] = self._buckets.get(count, 0) | 1 << place
-            kind = replace(capacity, name="", cores=tuple(range(count)), lost=False)
+            cores = tuple(range(count))
+            kind = replace(capacity, name="", cores=cores, lost=False, lost_reason="")
             self._kinds[kind] = self._kinds.get(kind, 0) | 1 << place
             if capacity.lost:
                 self.lose(capacity.name)

@@ -18,6 +18,8 @@ FLOORS: dict[str, int] = {
     "durations": 0,
     "amounts": 0,
     "runtimes": 0,
+    "retrying": 0,
+    "suspects": 0,
     "commands": 0,
     "placement": 0,
     "packing": 0,
