@@ -22,6 +22,7 @@ from balsam_celery import lookahead
 from balsam_celery.backfill import Backfill, Reservation
 from balsam_celery.bitset import compact
 from balsam_celery.candidate import Candidate
+from balsam_celery.collection import uncollected
 from balsam_celery.ledger import Ledger
 from balsam_celery.lookahead import NO_LOOK_AHEAD, LookAhead
 from balsam_celery.pilotfree import Holding, PilotFree
@@ -59,6 +60,7 @@ class Pass:
     recalled: tuple[tuple[str, str, int], ...] = ()
 
 
+@uncollected
 def place(
     ledger: Ledger,
     candidates: Iterable[Candidate],

@@ -20,6 +20,7 @@ FLOORS: dict[str, int] = {
     "runtimes": 0,
     "retrying": 0,
     "suspects": 0,
+    "collection": 0,
     "commands": 0,
     "placement": 0,
     "packing": 0,
