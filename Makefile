@@ -1,5 +1,5 @@
 # Everything a developer or a newcomer runs. Each target does its own set-up.
-.PHONY: demo test test-long check bench constraints clean
+.PHONY: demo test test-long check bench chaos constraints clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -28,6 +28,13 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/planning.py --million
 	$(BIN)/python benchmarks/packing.py
 	$(BIN)/python benchmarks/placement.py
+
+# Faults on purpose, for hours; again: goes on where it stopped. docs/reliability.md has the figures.
+chaos: $(STAMP)
+	scripts/system-packages
+	$(BIN)/python -m tests.chaos --seed 1 --runs 8 --minutes 10 --tasks 2000
+	$(BIN)/python -m tests.chaos --seed 1 --runs 4 --minutes 10 --tasks 2000 --database postgres
+	$(BIN)/python -m tests.chaos --seed 1 --runs 4 --minutes 10 --tasks 1000 --site slurm --database postgres
 
 $(STAMP): setup.py constraints.txt scripts/make-venv
 	scripts/make-venv $(VENV)

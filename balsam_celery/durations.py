@@ -33,6 +33,17 @@ def parse_duration(value: object, name: str = "duration") -> int:
     return seconds
 
 
+def parse_pause(value: object, name: str = "pause") -> int:
+    """:func:`parse_duration`, where 0 (``"0s"``) is a time too.
+
+    Raises:
+        InvalidInput: not a duration.
+    """
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    zero = value == 0 if is_number else isinstance(value, str) and value.strip() in ("0", "0s")
+    return 0 if zero else parse_duration(value, name)
+
+
 def _seconds(value: object) -> int | None:
     if isinstance(value, bool):
         return None

@@ -137,8 +137,7 @@ def _free(lane: Lane, node: NodeCapacity) -> NodeFree:
         node = replace(node, gpus=tuple(range(len(lane.gpus))))
     whole = NodeFree.of(node)
     left = dict(node.resources if lane.resources is None else lane.resources)
-    return replace(
-        whole,
+    return whole._replace(
         cores=whole.cores[: lane.free_cores],
         gpus=whole.gpus if lane.gpus is None else lane.gpus,
         memory=node.memory if lane.memory is None else lane.memory,

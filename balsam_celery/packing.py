@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from balsam_celery.asking import ask, enough
+from balsam_celery.collection import uncollected
 from balsam_celery.draining import drained
 from balsam_celery.durations import format_duration
 from balsam_celery.limits import Policy, Queue, fits_some_queue, policy_of, queues_of
@@ -52,6 +53,7 @@ _SETTLED = 60.0
 WINDOW_TRIES = 32
 
 
+@uncollected
 def pack(
     backlog: Iterable[Demand],
     queues: Sequence[Queue],

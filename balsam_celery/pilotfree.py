@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from immutables import Map
@@ -121,7 +121,8 @@ class PilotFree:
         for place, node in enumerate(every):
             count, capacity = len(node.cores), node.capacity
             self._buckets[count] = self._buckets.get(count, 0) | 1 << place
-            kind = replace(capacity, name="", cores=tuple(range(count)), lost=False)
+            cores = tuple(range(count))
+            kind = replace(capacity, name="", cores=cores, lost=False, lost_reason="")
             self._kinds[kind] = self._kinds.get(kind, 0) | 1 << place
             if capacity.lost:
                 self.lose(capacity.name)
@@ -187,14 +188,16 @@ class PilotFree:
         for count in sorted(self._buckets, reverse=True):
             yield from members(self._buckets[count] & among)
 
-    def fitting(self, wanted: Resources, among: int) -> Iterator[int]:
-        """Places ``among`` (a bit set) on which a single-node task fits now, the fullest first."""
+    def fitting(self, wanted: Resources, among: int) -> Iterator[tuple[int, NodeShare]]:
+        """Places ``among`` (a bit set) on which a single-node task fits now, the fullest first,
+        each with what the task would be given there."""
         need = wanted.least_cores
         unfit = self._unfit.get(wanted, 0)
         for count in sorted(count for count in self._buckets if count >= need):
             for place in members(self._buckets[count] & among & ~unfit):
-                if self._nodes[place].share(wanted) is not None:
-                    yield place
+                share = self._nodes[place].share(wanted)
+                if share is not None:
+                    yield place, share
                 else:
                     unfit |= 1 << place
                     # what is found here stays true of this pilot, whatever is taken from it
@@ -238,9 +241,10 @@ class PilotFree:
             place = self._places[share.node]
             node = self._nodes[place].with_taken(share, packing, gang)
             changed.append((place, node, max(until, self._until[place])))
-        on_node = self._on_node.mutate()
+        on_node, alone = self._on_node.mutate(), (holding,)
         for place, _, _ in changed:
-            on_node[place] = (*on_node.get(place, ()), holding)
+            others = on_node.get(place, ())
+            on_node[place] = (*others, holding) if others else alone
         self._on_node = on_node.finish()
         self._change(changed)
         self.holdings = self.holdings.set(holding.key, holding)
@@ -302,42 +306,38 @@ class PilotFree:
         """Put nodes at their places, with the time at which each is free at the latest."""
         nodes = self._nodes.mutate()
         # bits are gathered by what becomes of them: a set of thousands is not rewritten for each
-        by_cores: dict[tuple[float, float], int] = {}
-        by_time: dict[tuple[float, float], int] = {}
-        free = not_free = given_back = 0
+        alike: dict[tuple[int, int, float, float, bool], int] = {}
+        free = given_back = 0
         for place, node, until in changed:
-            old, bit = nodes[place], 1 << place
-            cores = len(old.cores), len(node.cores)
-            if cores[0] != cores[1]:
-                by_cores[cores] = by_cores.get(cores, 0) | bit
-                if not node.lost:
-                    self.free_cores += cores[1] - cores[0]
-            if until != (before := self._until[place]):
-                steps = before // _STEP, until // _STEP
-                by_time[steps] = by_time.get(steps, 0) | bit
-                self._until[place] = until
+            old, before, bit = nodes[place], self._until[place], 1 << place
+            nodes[place], self._until[place] = node, until
+            steps = before // _STEP, until // _STEP
+            what = len(old.cores), len(node.cores), *steps, node.lost
+            alike[what] = alike.get(what, 0) | bit
             if node.holders < old.holders:
                 given_back |= bit
             if node.is_free:
                 free |= bit
-            else:
-                not_free |= bit
-            nodes[place] = node
         self._nodes = nodes.finish()
-        self.free_nodes = self.free_nodes & ~not_free | free
-        _move(self._buckets, by_cores)
-        _move(self._releases, by_time)
+        for (cores_before, cores, step_before, step, lost), places in alike.items():
+            _move(self._buckets, cores_before, cores, places)
+            _move(self._releases, step_before, step, places)
+            self.free_nodes &= ~places
+            if not lost:
+                self.free_cores += (cores - cores_before) * places.bit_count()
+        self.free_nodes |= free
         if given_back:
             for wanted, places in self._unfit.items():
                 self._unfit[wanted] = places & ~given_back
 
 
-def _move(sets: dict[float, int], moves: Mapping[tuple[float, float], int]) -> None:
+def _move(sets: dict[float, int], before: float, after: float, places: int) -> None:
     """Move places from one to another of several disjoint bit sets; empty ones vanish."""
-    for (before, after), places in moves.items():
-        left = sets.get(before, 0) & ~places
-        if left:
-            sets[before] = left
-        else:
-            sets.pop(before, None)
-        sets[after] = sets.get(after, 0) | places
+    if before == after:
+        return
+    left = sets.get(before, 0) & ~places
+    if left:
+        sets[before] = left
+    else:
+        sets.pop(before, None)
+    sets[after] = sets.get(after, 0) | places

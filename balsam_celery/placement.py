@@ -22,6 +22,7 @@ from balsam_celery import lookahead
 from balsam_celery.backfill import Backfill, Reservation
 from balsam_celery.bitset import compact
 from balsam_celery.candidate import Candidate
+from balsam_celery.collection import uncollected
 from balsam_celery.ledger import Ledger
 from balsam_celery.lookahead import NO_LOOK_AHEAD, LookAhead
 from balsam_celery.pilotfree import Holding, PilotFree
@@ -59,6 +60,7 @@ class Pass:
     recalled: tuple[tuple[str, str, int], ...] = ()
 
 
+@uncollected
 def place(
     ledger: Ledger,
     candidates: Iterable[Candidate],
@@ -167,38 +169,43 @@ class _Pilots:
             if self._now + candidate.least_time > original.deadline:
                 continue
             pilot = self._changed.get(original.id, original)
-            places = self._find(pilot, candidate)
-            if places is not None and self.backfill.settle():
-                places = self._find(pilot, candidate)
-            if places is not None:
-                return self._take(self._own(pilot), places, candidate)
+            found = self._find(pilot, candidate)
+            if found is not None and self.backfill.settle():
+                found = self._find(pilot, candidate)
+            if found is not None:
+                return self._take(self._own(pilot), found, candidate)
         return None
 
-    def _find(self, pilot: PilotFree, candidate: Candidate) -> list[int] | None:
+    def _find(self, pilot: PilotFree, candidate: Candidate) -> dict[int, NodeShare] | None:
+        """Where the task starts, and what it is given there."""
         wanted = candidate.resources
         held = self.backfill.held(pilot.id)
         kept = 0
         if held is not None and self._now + candidate.limit > held.start:
             kept = held.places
         if wanted.is_gang:
-            return compact(pilot.free_nodes & pilot.suiting(wanted) & ~kept, wanted.num_nodes)
-        for place in pilot.fitting(wanted, ~kept):
-            return [place]
+            free = pilot.free_nodes & pilot.suiting(wanted) & ~kept
+            places = compact(free, wanted.num_nodes)
+            if places is None:
+                return None
+            return {p: share for p in places if (share := pilot.node(p).share(wanted)) is not None}
+        for place, share in pilot.fitting(wanted, ~kept):
+            return {place: share}
         if held is not None and kept:
-            for place in pilot.fitting(wanted, kept):
+            for place, share in pilot.fitting(wanted, kept):
                 if held.lends(place, candidate, len(pilot.node(place).capacity.cores)):
-                    return [place]
+                    return {place: share}
         return None
 
-    def _take(self, pilot: PilotFree, places: Sequence[int], candidate: Candidate) -> Placement:
-        wanted = candidate.resources
-        shares = tuple(share for p in places if (share := pilot.node(p).share(wanted)) is not None)
+    def _take(
+        self, pilot: PilotFree, found: Mapping[int, NodeShare], candidate: Candidate
+    ) -> Placement:
         held = self.backfill.held(pilot.id)
         if held is not None and self._now + candidate.limit > held.start:
-            for place, share in zip(places, shares, strict=True):
+            for place, share in found.items():
                 if place in held.spare:
                     held.spare[place] -= len(share.cores)
-        return self._hold(pilot, candidate, shares, self._now + candidate.limit)
+        return self._hold(pilot, candidate, tuple(found.values()), self._now + candidate.limit)
 
     def _hold(
         self, pilot: PilotFree, candidate: Candidate, shares: tuple[NodeShare, ...], until: float

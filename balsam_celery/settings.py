@@ -18,13 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from balsam_celery.amounts import counts_of
-from balsam_celery.durations import parse_duration
+from balsam_celery.durations import parse_duration, parse_pause
 from balsam_celery.errors import InvalidInput, SettingsError
+from balsam_celery.retrying import checked
 
 #: An account or project: one word, no option.
 _ACCOUNT = re.compile(r"([^\W_][\w.:@/+-]*)?")
 #: Marks a key given as a duration ("10m"); its value is in seconds.
 Seconds = typing.Annotated[int, "seconds"]
+#: The same, which may be 0.
+Pause = typing.Annotated[int, "seconds, or none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +130,26 @@ class PlacementSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class RetrySettings:
+    """``[retry]``: attempts after the first."""
+
+    retry_on: tuple[str, ...] = ()  # of tasks that say nothing; (): any failure
+    delay: Pause = 10  # before the first retry; twice as long before each further one
+    max_delay: Seconds = 600  # at the most
+    max_cuts: int = 10  # ends of allocations, and lost workers, that one task may meet
+    max_restarts: int = 100  # the same in a row, of a restartable task
+    bad_node_tasks: int = 5  # different tasks that fail in a row on a node alone; 0: never
+    bad_node_time: Seconds = 10  # from their start
+
+
+@dataclass(frozen=True, slots=True)
 class PilotSettings:
     """``[pilot]``."""
 
     idle_timeout: Seconds = 60
     startup_margin: Seconds = 30  # from the allocation's start until workers consume
     drain_margin: Seconds = 15  # before the allocation's end the pilot stops what runs
+    max_checkpoint_grace: Seconds = 600  # the longest that a task may ask for
     heartbeat_interval: Seconds = 2
     output_tail: int = 4096  # bytes of stdout and of stderr kept in SQL
     launcher: str = ""  # starts the node workers; "": the one of ``[launcher]``
@@ -205,6 +222,7 @@ class Settings:
     queues: dict[str, QueueSettings] = field(default_factory=dict)
     packing: PackingSettings = field(default_factory=PackingSettings)
     placement: PlacementSettings = field(default_factory=PlacementSettings)
+    retry: RetrySettings = field(default_factory=RetrySettings)
     pilot: PilotSettings = field(default_factory=PilotSettings)
     launcher: LauncherSettings = field(default_factory=LauncherSettings)
     tasks: TasksSettings = field(default_factory=TasksSettings)
@@ -244,6 +262,10 @@ def parse(plain: dict[str, Any]) -> Settings:
     settings: Settings = _table(Settings, plain, "")
     if settings.placement.ageing < 1:
         raise InvalidInput(f"placement.ageing is {settings.placement.ageing}: give 1s or more")
+    checked("retry.retry_on", settings.retry.retry_on)
+    for key in ("max_cuts", "max_restarts"):
+        if getattr(settings.retry, key) < 1:
+            raise InvalidInput(f"retry.{key} is {getattr(settings.retry, key)}: give 1 or more")
     for key in ("nodes", "cores_per_node"):
         if getattr(settings.local, key) < 1:
             raise InvalidInput(f"local.{key} is {getattr(settings.local, key)}: give 1 or more")
@@ -307,6 +329,8 @@ def _table(cls: type[Any], plain: object, where: str) -> Any:
 def _value(kind: Any, plain: Any, where: str) -> Any:
     if kind is Seconds:
         return parse_duration(plain, where)
+    if kind is Pause:
+        return parse_pause(plain, where)
     if dataclasses.is_dataclass(kind):
         return _table(typing.cast(type[Any], kind), plain, where)
     if kind == dict[str, int]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -44,6 +45,9 @@ class TaskSpec:
         inputs: ``{"args": […], "kwargs": {…}}`` written to ``$BALSAM_INPUTS`` when not ``None``.
         staged: directory whose content is copied into the work directory first, or ``None``.
         pin: bind the program to the cores given.
+        checkpoint_grace: seconds before an imposed end at which the program gets ``end_signal``.
+        end_signal: number of that signal.
+        restartable: its work directory is that of its earlier attempts, whose files stay.
     """
 
     id: str
@@ -62,6 +66,9 @@ class TaskSpec:
     inputs: dict[str, JSON] | None = None
     staged: str | None = None
     pin: bool = True
+    checkpoint_grace: int = 0
+    end_signal: int = signal.SIGTERM.value
+    restartable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +118,11 @@ Outcome = Literal[
     "timeout",  # its wall_time was over
     "killed",  # a KillOrder ended it, before or after its start
     "fenced",  # a KillOrder came before the attempt; it never starts here
-    "cannot-start",  # no such program, no permission, no disk
+    "cannot-start",  # no such program, no permission
+    "unfit",  # the node could not start it: no disk, no memory, no work directory
     "lost",  # the worker that held it died; no process of it lives
     "drained",  # the pilot ended first (walltime, drain, SIGTERM)
+    "cut",  # told to end before the allocation's end; the pilot goes on
 ]
 
 

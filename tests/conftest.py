@@ -62,6 +62,7 @@ TOGETHER = (
 )
 #: What takes longest begins first.
 FIRST = (
+    "tests/chaos/test_short",
     "tests/acceptance/",
     "tests/slurm/",
     "tests/service/",

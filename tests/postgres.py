@@ -119,10 +119,27 @@ class PostgresServer:
             autocommit=True,
         )
 
+    def halt(self, number: signal.Signals) -> None:
+        """End the server by a signal: SIGINT is "fast", SIGKILL what it is; data and port stay."""
+        assert self._process is not None, "the server does not run"
+        self._process.send_signal(number)
+        self._process.wait(30)
+
+    def resume(self) -> None:
+        """Start a halted server again, once what it left is gone."""
+
+        def started() -> bool:
+            return self._answers() or self._launch()
+
+        wait_until(started, 60, "PostgreSQL starts again")
+
     def _try_start(self) -> bool:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
+        return self._launch()
+
+    def _launch(self) -> bool:
         settings = {
             "port": str(self.port),
             "listen_addresses": "127.0.0.1",

@@ -49,6 +49,8 @@ class SlurmCluster:
         self._munged: subprocess.Popen[bytes] | None = None
         self._controller: subprocess.Popen[bytes] | None = None
         self._nodes: dict[str, subprocess.Popen[bytes]] = {}
+        #: Of nodes whose slurmd was killed: what keeps the steps that live on.
+        self._former: list[subprocess.Popen[bytes]] = []
 
     @property
     def environment(self) -> dict[str, str]:
@@ -76,6 +78,8 @@ class SlurmCluster:
             _end(self._munged)
             self._munged = None
         wait_until(self._kill_the_rest, 30, "all processes of Slurm are gone")
+        for former in self._former:
+            former.wait(20)
         shutil.rmtree(self.directory)
 
     def run(
@@ -108,10 +112,10 @@ class SlurmCluster:
         done = self.run("sinfo", "--noheader", "-N", "-p", "debug", "-o", "%N %T", check=False)
         return dict(line.split() for line in done.stdout.splitlines() if not done.returncode)
 
-    def stop_controller(self) -> None:
-        """Stop slurmctld; it keeps its state, and the jobs run on."""
+    def stop_controller(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """Stop slurmctld by a signal; it keeps its state, and the jobs run on."""
         assert self._controller is not None, "the controller does not run"
-        _end(self._controller)
+        _end(self._controller, number)
         self._controller = None
 
     def start_controller(self) -> None:
@@ -120,6 +124,20 @@ class SlurmCluster:
         self._controller = process
         wait_until(lambda: self._pings() or process.poll() is not None, 30, "slurmctld answers")
         assert process.poll() is None, f"slurmctld does not start: {self._logs()}"
+
+    def kill_slurmd(self, name: str) -> None:
+        """End a node's slurmd by SIGKILL; the steps on the node run on."""
+        node = self._nodes.pop(name)
+        self._former.append(node)
+        for pid in _descendants({node.pid}):
+            # a step's slurmstepd has another name
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/comm").read_text().strip() == "slurmd":
+                    _signal(pid, signal.SIGKILL)
+
+    def start_slurmd(self, name: str) -> None:
+        """Start the slurmd that was killed; it finds the node's steps again."""
+        self._start_node(name)
 
     def down_node(self, name: str) -> None:
         """Let a node die (its slurmd and all processes of its steps) and say so to Slurm.
@@ -320,8 +338,8 @@ def _signal(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
+def _end(process: subprocess.Popen[bytes], number: signal.Signals = signal.SIGTERM) -> None:
+    process.send_signal(number)
     try:
         process.wait(20)
     except subprocess.TimeoutExpired:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import secrets
-import socket
 import time
 from typing import Any
 
@@ -14,6 +11,7 @@ from celery.beat import Scheduler
 from balsam_celery.beat.schedule import schedule
 from balsam_celery.celeryapp import current_site
 from balsam_celery.errors import StoreError
+from balsam_celery.holders import new_holder
 from balsam_celery.site import Site, connect_store
 from balsam_celery.store import lease
 from balsam_celery.store.engine import Store
@@ -46,7 +44,7 @@ class LeasedScheduler(Scheduler):
         self._own_store = store is None
         self._store = store
         self._ttl = time_to_live
-        self._holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self._holder = new_holder()
         self._term: int | None = None
         self._renewed = 0.0
         self._said = ""

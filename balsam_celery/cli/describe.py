@@ -28,7 +28,7 @@ _RESOURCES = (
 )
 #: What rows of an earlier release lack.
 _NO_SHARE: Plain = {"memory": 0, "resources": [], "queued": False}
-_NO_NODE: Plain = {"resources": []}
+_NO_NODE: Plain = {"resources": [], "lost_reason": ""}
 
 
 def resources(wanted: Resources) -> Plain:
@@ -54,6 +54,7 @@ def task(row: TaskRow) -> Plain:
         "created": timestamp(row.created),
         "changed": timestamp(row.changed),
         "finished": timestamp(row.finished),
+        "not_before": timestamp(row.not_before) if row.not_before else None,
     }
 
 
@@ -80,9 +81,12 @@ def whole_task(
         "expected_time": row.expected_time,
         "max_retries": row.max_retries,
         "retry_on": row.retry_on,
+        "retry_delay": row.retry_delay,
         "failures": row.failures,
+        "cuts": row.cuts,
         "restartable": row.restartable,
-        "not_before": timestamp(row.not_before) if row.not_before else None,
+        "checkpoint_grace": row.checkpoint_grace,
+        "end_signal": row.end_signal,
         "on_parent_failure": row.on_parent_failure,
         "hooks": row.hooks,
         "input_files": row.input_files,
@@ -169,6 +173,7 @@ def pilot(row: PilotRow) -> Plain:
         "end_time": timestamp(row.end_time),
         "ended": timestamp(row.ended),
         "idle_since": timestamp(row.idle_since),
+        "stop_at": timestamp(row.stop_at),
         "reason": row.reason,
     }
 

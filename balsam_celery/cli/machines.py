@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import click
 from sqlalchemy import Connection
 
@@ -11,7 +13,7 @@ from balsam_celery.cli.preview import preview
 from balsam_celery.cli.selection import json_option
 from balsam_celery.cli.session import session
 from balsam_celery.cli.waking import wake
-from balsam_celery.durations import format_duration
+from balsam_celery.durations import format_duration, parse_pause
 from balsam_celery.errors import InvalidInput
 from balsam_celery.store.allocations import (
     LIVE_ALLOCATIONS,
@@ -25,8 +27,11 @@ from balsam_celery.store.allocations import (
     update_allocation,
     update_pilot,
 )
-from balsam_celery.store.rows import AllocationRow, PilotState
+from balsam_celery.store.rows import AllocationRow, PilotRow, PilotState
 
+_WITHIN = click.option(
+    "--within", metavar="TIME", help="End what still runs after so long; 0: at once."
+)
 _ALL = click.option("--all", "everything", is_flag=True, help="Those that have ended too.")
 
 
@@ -96,8 +101,11 @@ def _state(row: AllocationRow) -> str:
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @click.option("--all", "everything", is_flag=True, help="All that have not ended.")
 @click.option("--drain", is_flag=True, help="Let what runs there end first; start nothing more.")
+@_WITHIN
 @json_option
-def allocations_cancel(ids: tuple[str, ...], everything: bool, drain: bool, as_json: bool) -> None:
+def allocations_cancel(
+    ids: tuple[str, ...], everything: bool, drain: bool, within: str | None, as_json: bool
+) -> None:
     """Cancel batch jobs, by id, start of an id, or the scheduler's own.
 
     Their tasks run again elsewhere, which does not count as a retry. With --drain a running job
@@ -105,8 +113,11 @@ def allocations_cancel(ids: tuple[str, ...], everything: bool, drain: bool, as_j
     """
     if bool(ids) == everything:
         raise InvalidInput("name the allocations by their ids, or give --all")
+    if within is not None and not drain:
+        raise InvalidInput(f"--within is {within!r}: give it with --drain")
     store = session().store
     now = store.clock()
+    stop_at = _stop_at(within, now)
 
     def change(conn: Connection) -> tuple[list[str], list[str], list[str]]:
         chosen = (
@@ -119,7 +130,7 @@ def allocations_cancel(ids: tuple[str, ...], everything: bool, drain: bool, as_j
             pilots = list_pilots(conn, LIVE_PILOTS, allocation=id)
             if drain and pilots:
                 for pilot in pilots:
-                    _drain(conn, pilot.id)
+                    _drain(conn, pilot.id, stop_at)
                 draining.append(id)
             elif update_allocation(
                 conn, id, LIVE_ALLOCATIONS, cancel_requested=now, reason="cancelled by the user"
@@ -141,10 +152,19 @@ def allocations_cancel(ids: tuple[str, ...], everything: bool, drain: bool, as_j
         say("no allocation is queued or running")
 
 
-def _drain(conn: Connection, pilot: str) -> bool:
-    return update_pilot(
-        conn, pilot, [PilotState.LIVE], state=PilotState.DRAINING, reason="drained by the user"
+def _stop_at(within: str | None, now: float) -> float | None:
+    return None if within is None else now + parse_pause(within, "--within")
+
+
+def _drain(conn: Connection, pilot: str, stop_at: float | None) -> bool:
+    reason = "drained by the user"
+    live = update_pilot(
+        conn, pilot, [PilotState.LIVE], state=PilotState.DRAINING, reason=reason, stop_at=stop_at
     )
+    if live or stop_at is None:
+        return live
+    # one that drains already may be given a time, or another one
+    return update_pilot(conn, pilot, [PilotState.DRAINING], stop_at=stop_at)
 
 
 @click.group(invoke_without_command=True)
@@ -192,20 +212,35 @@ def _list_pilots(everything: bool, as_json: bool) -> None:
             for row in rows
         ],
         state_column=2,
-        notes=[row.reason for row in rows],
+        notes=["; ".join(_notes(row)) for row in rows],
     )
+
+
+def _notes(row: PilotRow) -> Iterator[str]:
+    """Why it ends, and why nodes of it are not used."""
+    if row.reason:
+        yield row.reason
+    for node in row.nodes:
+        if node.get("lost"):
+            yield f"node {node['name']} is not used: {node.get('lost_reason') or 'it was lost'}"
 
 
 @pilot.command("drain")
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@_WITHIN
 @json_option
-def pilot_drain(ids: tuple[str, ...], as_json: bool) -> None:
-    """Start nothing more on pilots; each ends when what runs there has ended."""
+def pilot_drain(ids: tuple[str, ...], within: str | None, as_json: bool) -> None:
+    """Start nothing more on pilots; each ends when what runs there has ended.
+
+    With --within what still runs then is told to end (--checkpoint-grace of `balsam submit`), and
+    runs again elsewhere, which does not count as a retry.
+    """
     store = session().store
+    stop_at = _stop_at(within, store.clock())
 
     def change(conn: Connection) -> dict[str, bool]:
         chosen = dict.fromkeys(get_pilot(conn, id).id for id in ids)
-        return {id: _drain(conn, id) for id in chosen}
+        return {id: _drain(conn, id, stop_at) for id in chosen}
 
     changed = store.run(change)
     wake(session().site)

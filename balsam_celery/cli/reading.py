@@ -13,6 +13,7 @@ from balsam_celery.cli.output import echo_json, local_time, plural, say, table, 
 from balsam_celery.cli.selection import Selection, filter_options, ids_argument, json_option
 from balsam_celery.cli.session import session
 from balsam_celery.durations import format_duration
+from balsam_celery.states import State
 from balsam_celery.store.queries import (
     attempts,
     children,
@@ -23,6 +24,7 @@ from balsam_celery.store.queries import (
     select_ids,
     select_tasks,
 )
+from balsam_celery.store.rows import TaskRow
 
 
 @click.command()
@@ -49,6 +51,7 @@ def ls(limit: int, everything: bool, count: bool, as_json: bool, **options: Any)
         total = sum(counts.values())
         size = 0 if count else (total if everything else min(limit, total))
         rows = select_tasks(conn, chosen, limit=size, newest_first=True) if size else []
+        now = store.clock()
     rows.reverse()
     if count:
         _print_counts({str(state): n for state, n in counts.items()}, as_json)
@@ -67,7 +70,7 @@ def ls(limit: int, everything: bool, count: bool, as_json: bool, **options: Any)
                 str(row.attempt),
                 str(row.num_nodes),
                 local_time(row.created),
-                row.reason,
+                _reason(row, now),
             )
             for row in rows
         ],
@@ -75,6 +78,13 @@ def ls(limit: int, everything: bool, count: bool, as_json: bool, **options: Any)
     )
     if total > len(rows):
         say(f"the newest {len(rows):,} of {plural(total, 'task')}: --all shows all")
+
+
+def _reason(row: TaskRow, now: float) -> str:
+    """Why it is in its state, and, of a retry that waits, until when."""
+    if row.state is State.RESTART_READY and row.not_before > now:
+        return f"{row.reason}; tried again at {local_time(row.not_before)}"
+    return row.reason
 
 
 def _print_counts(counts: dict[str, int], as_json: bool) -> None:

@@ -90,11 +90,29 @@ _OPTIONS: dict[str, Callable[[Any], Any]] = {
         metavar="N",
         help="Runs again after a failure, at most.  [default: 0]",
     ),
+    "retry_on": _option(
+        "--retry-on",
+        multiple=True,
+        metavar="FAILURE",
+        help="Only after such a failure: error, exit:3, exit:1-127, signal, signal:KILL, timeout,"
+        " cannot-start, reason:TEXT; never with a ! before it; may be repeated.",
+    ),
+    "retry_delay": _option(
+        "--retry-delay",
+        metavar="TIME",
+        help="Pause before the first of them; twice as long before each further one.",
+    ),
     "restartable": _option(
         "--restartable",
         is_flag=True,
-        help="May be stopped by the end of a batch job and run again.",
+        help="May be stopped by the end of a batch job and run again, in the same directory.",
     ),
+    "checkpoint_grace": _option(
+        "--checkpoint-grace",
+        metavar="TIME",
+        help="Tell the program so long before its end, by --end-signal.",
+    ),
+    "end_signal": _option("--end-signal", metavar="NAME", help="Such as USR1.  [default: TERM]"),
     "on_parent_failure": _option(
         "--on-parent-failure", metavar="WHAT", help="fail, or ignore and run.  [default: fail]"
     ),
@@ -129,6 +147,8 @@ def given_options(options: dict[str, Any]) -> dict[str, Any]:
             continue
         if name == "tag":
             given["tags"] = list(value)
+        elif name == "retry_on":
+            given[name] = list(value)
         elif name == "resource":
             given["resources_per_node"] = counts_given(value, "--resource")
         elif name == "env":

@@ -19,7 +19,7 @@ def delete_work_directory(run_dir: Path, removed: Removed) -> bool:
         return False
     target = Path(removed.work_dir)
     if target.parent.name.endswith(f".{slug(removed.id[:12], 'id')}"):
-        target = target.parent  # the task's: holds one directory for each attempt
+        target = target.parent  # the task's: holds the directories of its attempts
     # the links on the way are followed, as the file system would, but not one at its end
     if run_dir.resolve() not in (target.parent.resolve() / target.name).parents:
         say(f"{target} is outside {run_dir}: left alone")

@@ -36,7 +36,9 @@ class Attempt:
         spec: what to run.
         slots: (node, core) pairs that it occupies while it runs.
         started: when its process was started, seconds since the epoch.
-        deadline: when its ``wall_time`` is over, on the monotonic clock.
+        deadline: when it is to end for its ``wall_time``, on the monotonic clock: so long before
+            that is over as it needs for a checkpoint.
+        told_until: until then, on the monotonic clock, it may write one; 0: it was not told.
         pid: its leader's, once there is one; the worker's child until ``over``.
         verdict: (outcome, reason) that this worker imposed, if any.
         launched: set before its process is started when that is a launcher.
@@ -56,6 +58,7 @@ class Attempt:
         "slots",
         "spec",
         "started",
+        "told_until",
         "verdict",
     )
 
@@ -64,6 +67,7 @@ class Attempt:
         self.slots = frozenset((share.node, core) for share in spec.shares for core in share.cores)
         self.started: float | None = None
         self.deadline = float("inf")
+        self.told_until = 0.0
         self.pid: int | None = None
         self._leader: Identity | None = None
         self.launched: Launched | None = None
@@ -103,7 +107,8 @@ class Attempt:
         """Its program runs now; true when a verdict came before anyone could act on it."""
         with self._lock:
             self.pid = pid
-            self.deadline = time.monotonic() + self.spec.wall_time
+            spec = self.spec
+            self.deadline = time.monotonic() + max(0, spec.wall_time - spec.checkpoint_grace)
             self.started = started
             if self.verdict is not None:
                 self._leader = identity(pid)

@@ -43,6 +43,20 @@ class PilotContext:
         return self.virtual or len(self.nodes) == 1
 
     @property
+    def last_moment(self) -> float:
+        """When the pilot stops what runs, before its end; seconds since the epoch."""
+        return self.end_time - self.site.settings.pilot.drain_margin
+
+    def patience(self, now: float) -> float:
+        """Seconds that programs which are told to end at ``now`` may take, kill grace included.
+
+        The longest: what they have been granted to write checkpoints ends at :attr:`last_moment`.
+        """
+        settings = self.site.settings
+        left = max(0.0, self.last_moment - now)
+        return min(settings.pilot.max_checkpoint_grace, left) + settings.site.kill_grace
+
+    @property
     def allocation_dir(self) -> Path:
         """Shared by the incarnations of one allocation."""
         return self.site.run_dir / "allocations" / self.allocation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,17 +12,19 @@ from dataclasses import dataclass, field
 from balsam_celery import procs
 from balsam_celery.launchers import Launcher
 from balsam_celery.pilot.attempt import Attempt, rank_mark
-from balsam_celery.pilot.process import Spawner, end_all, end_in_background
+from balsam_celery.pilot.process import Spawner, end_all, end_in_background, signal_all
 from balsam_celery.procs import Quarry
 
 logger = logging.getLogger(__name__)
 
-#: Ends every process of an attempt on all its nodes with TERM, grace, KILL; returns "" once all
-#: of them have confirmed, or, when the pilot ends before, what was not confirmed.
-Sweep = Callable[[Attempt, float], str]
+#: Ends every process of an attempt on all its nodes with TERM, grace, KILL, or, given a signal but
+#: 0, only sends that to its ranks; returns "" once all of them have confirmed, or, when the pilot
+#: ends before, what was not confirmed.
+Sweep = Callable[[Attempt, float, int], str]
 #: Seconds that a launcher has for its own end once its ranks are gone.
 _LAUNCHER_ENDS_WITHIN = 5.0
 _POLL_FIRST, _POLL_LONGEST = 0.02, 2.0  # seconds
+_TOLD_POLL_LONGEST = 0.25  # seconds
 #: Seconds after which a step that does not end is named in the log, again and again.
 _PATIENCE = 30.0
 
@@ -55,21 +58,47 @@ class Ending:
     one leaves them behind. So ranks get TERM themselves, on all nodes, and KILL when the grace is
     over; then their job step is ended, and only then what is left of the launcher.
 
+    Programs with a ``checkpoint_grace`` are told first: they get the signal that they have named,
+    and so long until TERM. Not longer than until ``last_moment``, nor when this worker's parent
+    has died, for then others may soon take its tasks for ended.
+
     Args:
         spawner: whose programs they are.
         environment: of the allocation, for the scheduler's commands.
         sweep: reaches other nodes; ``None`` for a worker whose attempts have this one alone.
+        last_moment: when the pilot stops what runs, seconds since the epoch.
     """
 
     def __init__(
-        self, spawner: Spawner, environment: Mapping[str, str], sweep: Sweep | None
+        self,
+        spawner: Spawner,
+        environment: Mapping[str, str],
+        sweep: Sweep | None,
+        last_moment: float = float("inf"),
     ) -> None:
         self._spawner = spawner
         self._environment = environment
         self._sweep = sweep
+        self._last_moment = last_moment
+        self._parent = os.getppid()
 
-    def begin(self, attempts: Sequence[Attempt]) -> None:
-        """Begin to end running attempts; whoever waits for a leader then calls :meth:`end`."""
+    def begin(self, attempts: Sequence[Attempt], *, gently: bool = True) -> None:
+        """Begin to end running attempts; whoever waits for a leader then calls :meth:`end`.
+
+        ``gently``: there is time for those that want to be told first, but for lost ones.
+        """
+        told = [
+            one
+            for one in attempts
+            if gently and one.spec.checkpoint_grace and (one.verdict or ("",))[0] != "lost"
+        ]
+        for attempt in told:
+            granted = min(attempt.spec.checkpoint_grace, self._last_moment - time.time())
+            attempt.told_until = time.monotonic() + granted
+            threading.Thread(
+                target=self._tell_and_end, args=(attempt,), name="killer", daemon=True
+            ).start()
+        attempts = [attempt for attempt in attempts if attempt not in told]
         direct = [attempt for attempt in attempts if attempt.launched is None]
         if direct:
             grace = max(attempt.spec.kill_grace for attempt in direct)
@@ -80,6 +109,33 @@ class Ending:
                 threading.Thread(
                     target=self.end, args=arguments, name="killer", daemon=True
                 ).start()
+
+    def _tell_and_end(self, attempt: Attempt) -> None:
+        number, launched = attempt.spec.end_signal, attempt.launched
+        if launched is not None and launched.elsewhere and self._sweep is not None:
+            arguments = (attempt, 0.0, number)
+            threading.Thread(
+                target=self._sweep, args=arguments, name="sweeper", daemon=True
+            ).start()
+        signal_all(_programs(attempt), number)
+        self.end(attempt, attempt.spec.kill_grace)
+
+    def _await_checkpoint(self, attempt: Attempt) -> None:
+        """Give a program that was told of its end the time that it was granted.
+
+        A program may be a script that ends before those that it has started.
+        """
+        pause = _POLL_FIRST
+        while (left := attempt.told_until - time.monotonic()) > 0:
+            if os.getppid() != self._parent or not self._lives(attempt):
+                return
+            time.sleep(min(pause, left))
+            pause = min(2 * pause, _TOLD_POLL_LONGEST)
+
+    def _lives(self, attempt: Attempt) -> bool:
+        if attempt.launched is not None and attempt.launched.launcher.kind != "none":
+            return not attempt.over  # it waits for its ranks on all nodes
+        return bool(procs.find(attempt.quarry))
 
     def end(self, attempt: Attempt, grace: float, *, by_itself: bool = False) -> None:
         """End every process of the attempt; returns once none lives on any of its nodes.
@@ -93,15 +149,17 @@ class Ending:
                 over, and only what ranks may have left behind is looked for.
         """
         launched = attempt.launched
+        self._await_checkpoint(attempt)
         if launched is None:
             end_all(attempt.quarry, grace, self._spawner)
             return
         with launched.ending:
             sweeping = self._begin_sweep(attempt, launched, grace)
-            if launched.launcher.kind == "none":
-                end_all(attempt.quarry, grace, self._spawner)
-            else:
-                end_all(Quarry(marks=frozenset((rank_mark(attempt.brand),))), grace)
+            end_all(
+                _programs(attempt),
+                grace,
+                self._spawner if launched.launcher.kind == "none" else None,
+            )
             if sweeping is not None:
                 sweeping.join()
             if by_itself:
@@ -122,7 +180,7 @@ class Ending:
         if not launched.elsewhere or self._sweep is None:
             return None
         thread = threading.Thread(
-            target=self._sweep, args=(attempt, grace), name="sweeper", daemon=True
+            target=self._sweep, args=(attempt, grace, 0), name="sweeper", daemon=True
         )
         thread.start()
         return thread
@@ -150,3 +208,11 @@ class Ending:
                 complain_at += _PATIENCE
             time.sleep(pause)
             pause = min(2 * pause, _POLL_LONGEST)
+
+
+def _programs(attempt: Attempt) -> Quarry:
+    """The processes of an attempt on this node, without a launcher's own."""
+    launched = attempt.launched
+    if launched is None or launched.launcher.kind == "none":
+        return attempt.quarry
+    return Quarry(marks=frozenset((rank_mark(attempt.brand),)))

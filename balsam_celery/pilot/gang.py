@@ -33,8 +33,11 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between tries to make sure that a job step has ended.
 _STEP_PAUSE = 1.0
-#: Sweeps nodes: (nodes, or ``None`` for all; marks; attempts; grace; told at the end) → number.
-SweepNodes = Callable[[tuple[str, ...] | None, tuple[str, ...], tuple[str, ...], float, Done], int]
+#: Sweeps nodes: (nodes, or ``None`` for all; marks; attempts; grace; told at the end; only this
+#: signal, or 0) → number.
+SweepNodes = Callable[
+    [tuple[str, ...] | None, tuple[str, ...], tuple[str, ...], float, Done, int], int
+]
 #: Forgets the sweep of a number for which only certain nodes are waited for, if it is so.
 Abandon = Callable[[int, Collection[str]], bool]
 
@@ -132,9 +135,12 @@ class Gang:
         # while ranks have their grace, launchers and their daemons, which carry the other mark, are
         # left alone: they would not wait for it
         marks = [rank_mark(one.attempt)]
+        if one.signal:
+            self._sweep(one.nodes, tuple(marks), (), 0.0, done, one.signal)
+            return
         if one.grace == 0:
             marks.append(attempt_mark(one.attempt))
-        self._sweep(one.nodes, tuple(marks), (one.attempt,), one.grace, done)
+        self._sweep(one.nodes, tuple(marks), (one.attempt,), one.grace, done, 0)
 
     def lost(self, node: str, reason: str, left: int) -> None:
         """Tell it that a node is lost, and how many are left."""
@@ -201,7 +207,7 @@ class Gang:
             self._clean()
             return
         mark, brands = self._context.mark, self._context.brands
-        self._sweep_of_all = self._sweep(None, (mark,), brands, 0.0, self._swept)
+        self._sweep_of_all = self._sweep(None, (mark,), brands, 0.0, self._swept, 0)
 
     def _swept(self, unconfirmed: str) -> None:
         """All nodes have confirmed, or nobody will."""

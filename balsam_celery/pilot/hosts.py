@@ -267,7 +267,7 @@ class Hosts(Staff):
             self._vacant(host)
         else:
             # what still lives there is to end decently; but the scheduler's word counts in any case
-            host.deadline = time.monotonic() + self._grace + STOP_SLACK + _ANSWER
+            host.deadline = time.monotonic() + self._settings.site.kill_grace + STOP_SLACK + _ANSWER
             self._order(host, link.Drain(reason, alone=True))
 
     # the start
@@ -302,11 +302,14 @@ class Hosts(Staff):
         attempts: tuple[str, ...],
         grace: float,
         done: Done,
+        number: int = 0,
     ) -> int:
         every = self._hosts.values()
         hosts = [one for one in every if (one.used if nodes is None else one.name in nodes)]
         hosts = [host for host in hosts if host.channel is not None or not host.taken]
-        order = self._sweeping.begin([one.name for one in hosts], marks, attempts, grace, done)
+        order = self._sweeping.begin(
+            [one.name for one in hosts], marks, attempts, grace, done, number
+        )
         for host in hosts:
             self._order_sweep(host, order)
         return order.number
@@ -334,13 +337,10 @@ class Hosts(Staff):
 
     # the end
 
-    @property
-    def _grace(self) -> float:
-        return float(self._settings.site.kill_grace)
-
     def stop(self, reason: str) -> None:
         self._stopping = True
-        self._stop_at = time.monotonic() + self._grace + STOP_SLACK
+        patience = self._context.patience(time.time())
+        self._stop_at = time.monotonic() + patience + STOP_SLACK
         if self._gang is not None:
             self._gang.stopping = True
         self._crew.signal(signal.SIGTERM)

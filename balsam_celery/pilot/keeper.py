@@ -49,7 +49,7 @@ from balsam_celery.pilot.link import (
     decode_message,
     encode,
 )
-from balsam_celery.pilot.process import end_processes
+from balsam_celery.pilot.process import end_processes, signal_all
 from balsam_celery.pilot.signals import Signals, wait
 from balsam_celery.pilot.watchdog import ALONE, TOGETHER
 from balsam_celery.wire import MalformedMessage
@@ -260,7 +260,10 @@ class Keeper:
             try:
                 for file in self._before_fork():
                     os.close(file)
-                end_processes(order.marks, order.attempts, order.grace)
+                if order.signal:
+                    signal_all(procs.Quarry(marks=frozenset(order.marks)), order.signal)
+                else:
+                    end_processes(order.marks, order.attempts, order.grace)
                 status = 0
             except BaseException:
                 logger.exception("sweep %d", order.number)
@@ -271,12 +274,18 @@ class Keeper:
 
     # end
 
+    @property
+    def _hasty(self) -> float:
+        return float(self._settings.site.kill_grace)
+
     def _drain(self, reason: str, *, alone: bool) -> None:
         if self._draining:
             return
         logger.info("drains: %s", reason)
         self._draining = self._told = True
-        self._kill_at = time.monotonic() + self._settings.site.kill_grace + STOP_SLACK
+        # only with its pilot a worker has time for checkpoints
+        patience = self._hasty if alone else self._pilot.patience(time.time())
+        self._kill_at = time.monotonic() + patience + STOP_SLACK
         self._crew.signal(ALONE if alone else TOGETHER)
         if not self._crew.living:
             self._drained = True
@@ -305,6 +314,7 @@ class Keeper:
             self._channel.close()
             self._channel = None
             self._drain("its pilot cannot be reached", alone=True)
+            self._kill_at = min(self._kill_at, time.monotonic() + self._hasty + STOP_SLACK)
 
     # the link
 

@@ -89,12 +89,16 @@ class Drain:
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """To a keeper: end every process of these marks and attempts (brands) on the node."""
+    """To a keeper: end every process of these marks and attempts (brands) on the node.
+
+    ``signal``: only send that to those of the marks; 0: end them.
+    """
 
     number: int
     marks: tuple[str, ...]
     attempts: tuple[str, ...]
     grace: float
+    signal: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +113,13 @@ class Beat:
 
 @dataclass(frozen=True, slots=True)
 class AskSweep:
-    """From the gang worker: sweep these nodes."""
+    """From the gang worker: sweep these nodes, or, with a signal, only send that to the ranks."""
 
     number: int
     attempt: str
     nodes: tuple[str, ...]
     grace: float
+    signal: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,22 +7,27 @@ import os
 from pathlib import Path
 
 NAMES = ("stdout", "stderr")
-_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
+_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
 
 
 class Output:
     """The two files of one attempt, open while its program runs.
 
+    Args:
+        directory: where they are.
+        append: what an earlier attempt has written there stays.
+
     Raises (when made):
         OSError: a file cannot be made.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, append: bool = False) -> None:
         self._paths = [f"{directory}/{name}" for name in NAMES]
         self.files: list[int] = []
         try:
             for path in self._paths:
-                self.files.append(os.open(path, _FLAGS, 0o666))
+                flags = _FLAGS if append else _FLAGS | os.O_TRUNC
+                self.files.append(os.open(path, flags, 0o666))
         except OSError:
             self.close(0)
             raise

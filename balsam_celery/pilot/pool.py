@@ -151,12 +151,14 @@ class AttemptPool(BasePool):
         verdicts: Sequence[tuple[tuple[str, int], Outcome, str]],
         *,
         waiting_only: bool = False,
+        gently: bool = True,
     ) -> list[tuple[str, int]]:
         """End attempts with imposed outcomes: waiting ones at once, running ones in the background.
 
         Args:
             verdicts: (key, outcome, reason) each.
             waiting_only: leave those that run alone.
+            gently: those with a ``checkpoint_grace`` have time for a checkpoint.
 
         Returns:
             Keys that are not here.
@@ -173,22 +175,23 @@ class AttemptPool(BasePool):
         for ended in withdrawn:
             self._report(ended, True)
         if doomed:
-            self._ending.begin(doomed)
+            self._ending.begin(doomed, gently=gently)
         return unknown
 
-    def drain(self, reason: str, outcome: Outcome = "drained") -> None:
+    def drain(self, reason: str, outcome: Outcome = "drained", *, gently: bool = True) -> None:
         """Start nothing more and end all that waits or runs; returns when it has ended.
 
         Args:
             reason: of each end.
             outcome: ``drained`` tells the service that the whole pilot stops, ``lost`` that this
                 worker alone does.
+            gently: as in :meth:`condemn`.
         """
         with self._lock:
             self._stopping = outcome, reason
             self._lock.notify_all()
             keys = [*self._slots.waiting, *self._slots.running]
-        self.condemn([(key, outcome, reason) for key in keys])
+        self.condemn([(key, outcome, reason) for key in keys], gently=gently)
         with self._lock:
             self._lock.wait_for(lambda: not self._slots.running)
 

@@ -146,6 +146,12 @@ def peak_memory(pid: int) -> int:
     return int(rest.split(None, 1)[0]) * 1024 if found else 0
 
 
+def signal_all(quarry: Quarry, number: int) -> None:
+    """Send the signal ``number`` to every process of ``quarry``, once."""
+    for process in procs.find(quarry):
+        procs.send(process, number)
+
+
 def end_all(quarry: Quarry, grace: float, spawner: Spawner | None = None) -> None:
     """TERM, grace, KILL; returns when no process of the quarry lives, however long that takes."""
     procs.end_all(quarry, grace=grace)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -25,6 +26,22 @@ from balsam_celery.pilot.ranks import make_ranks, needs_launcher
 from balsam_celery.wire import Ended, Outcome, TaskSpec
 
 logger = logging.getLogger(__name__)
+
+#: No disk, no memory, no file system, no process: it is not the program's.
+_OF_THE_NODE = frozenset(
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.EIO,
+        errno.ESTALE,
+        errno.ENOTCONN,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+        errno.EAGAIN,
+    }
+)
 
 
 class Runner:
@@ -54,7 +71,8 @@ class Runner:
         self._launchers_lock = threading.Lock()
         settings = context.pilot.site.settings
         self._settings = settings
-        self.ending = Ending(spawner, context.pilot.environment, sweep)
+        pilot = context.pilot
+        self.ending = Ending(spawner, pilot.environment, sweep, pilot.last_moment)
         self._pinned = {node.name: node.pinned for node in context.nodes}
         nodefile = context.pilot.directory / f"{context.node}.nodes"
         nodefile.write_text("".join(f"{node.name}\n" for node in context.nodes), encoding="utf-8")
@@ -66,7 +84,8 @@ class Runner:
             output, started = self._start(attempt)
         except (OSError, ValueError, BalsamError) as error:
             verdict = attempt.finish()
-            outcome, reason = verdict or ("cannot-start", f"cannot start: {_why(error)}")
+            kind: Outcome = "unfit" if _is_of_the_node(error) else "cannot-start"
+            outcome, reason = verdict or (kind, f"cannot start: {_why(error)}")
             return attempt.ended(outcome, reason)
         if started is None:
             outcome, reason = attempt.finish() or ("killed", "")
@@ -77,9 +96,16 @@ class Runner:
         """Make everything ready and start the program; returns its environment's digest."""
         spec = attempt.spec
         directory = Path(spec.work_dir)
-        _make_directory(spec.work_dir)
+        try:
+            _make_directory(spec.work_dir)
+        except PermissionError as error:
+            # the run directory is missing or read-only here
+            raise OSError(errno.EROFS, error.strerror, error.filename) from error
         if spec.staged is not None:
-            shutil.copytree(spec.staged, directory, symlinks=True, dirs_exist_ok=True)
+            copy = _copy_once if spec.restartable else shutil.copy2
+            shutil.copytree(
+                spec.staged, directory, symlinks=True, dirs_exist_ok=True, copy_function=copy
+            )
         environment, digest = self._environments.make(attempt, _write_files(spec, directory))
         command = self._command(attempt, environment)
         for name, content in command.files.items():
@@ -87,7 +113,7 @@ class Runner:
         for name, value in command.environment.items():
             if name not in spec.environment:
                 environment[name] = value
-        output = Output(directory)
+        output = Output(directory, append=spec.restartable and spec.attempt > 1)
         try:
             if attempt.verdict is not None:
                 output.close(0)
@@ -197,6 +223,16 @@ def _make_directory(path: str) -> None:
             raise
 
 
+def _copy_once(source: str, target: str) -> object:
+    """Leave alone what an earlier attempt may have changed; a copy is there whole or not at all."""
+    if os.path.lexists(target):
+        return target
+    part = f"{target}.part"
+    shutil.copy2(source, part)
+    os.replace(part, target)  # noqa: PTH105 - as copytree gives them
+    return target
+
+
 def _write_files(spec: TaskSpec, directory: Path) -> dict[str, str]:
     """Files that tell the program more than variables can; returns the variables naming them."""
     files = {}
@@ -231,6 +267,12 @@ def _why(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def _is_of_the_node(error: Exception) -> bool:
+    """Any program would meet it here: the task is not to blame."""
+    return isinstance(error, OSError) and error.errno in _OF_THE_NODE
+
+
 def timeout_reason(spec: TaskSpec) -> str:
     """Reason of an attempt whose time is over."""
-    return f"its wall_time of {format_duration(spec.wall_time)} was over"
+    told = f" but for {format_duration(spec.checkpoint_grace)}" if spec.checkpoint_grace else ""
+    return f"its wall_time of {format_duration(spec.wall_time)} was over{told}"

@@ -88,7 +88,6 @@ class OneHost(Staff):
         context: the pilot.
         app: a Celery application without a connection.
         before_fork: see :class:`Crew`.
-        grace: seconds that programs have to end.
     """
 
     def __init__(
@@ -96,10 +95,8 @@ class OneHost(Staff):
         context: PilotContext,
         app: Celery[Any],
         before_fork: Callable[[], Iterable[int]],
-        grace: float,
     ) -> None:
-        self._nodes = context.nodes
-        self._grace = grace
+        self._context = context
         self._crew = Crew(app, Parent(), before_fork)
         self._crew.members = [Member(one) for one in context.workers()]
         self._stopping = False
@@ -127,7 +124,7 @@ class OneHost(Staff):
         return []
 
     def consuming(self) -> tuple[NodeCapacity, ...] | None:
-        return self._nodes if all(member.ready for member in self._crew.members) else None
+        return self._context.nodes if all(member.ready for member in self._crew.members) else None
 
     @property
     def deserted(self) -> bool:
@@ -138,7 +135,8 @@ class OneHost(Staff):
 
     def stop(self, reason: str) -> None:
         self._stopping = True
-        self._kill_at = time.monotonic() + self._grace + STOP_SLACK
+        patience = self._context.patience(time.time())
+        self._kill_at = time.monotonic() + patience + STOP_SLACK
         self._crew.signal(signal.SIGTERM)
 
     @property

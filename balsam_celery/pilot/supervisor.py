@@ -46,7 +46,16 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between looks at Redis, at workers that start, and at workers that are to stop.
 _TICK, _STARTING_TICK, _STOPPING_TICK = 0.5, 0.05, 0.05
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+#: USR1, USR2 and XCPU are what batch systems warn by.
+_SIGNALS = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGXCPU,
+    signal.SIGCHLD,
+)
 
 
 class Supervisor:
@@ -70,8 +79,7 @@ class Supervisor:
         self._signals = Signals(_SIGNALS)
         self._staff: Staff
         if context.one_host:
-            grace = self._settings.site.kill_grace
-            self._staff = OneHost(context, app, self._before_fork, grace)
+            self._staff = OneHost(context, app, self._before_fork)
         else:
             self._staff = Hosts(context, app, self._before_fork, lambda: self._post.reached)
         self._fence = Fence(context.allocation_dir, context.pilot, self._staff.adopt)
@@ -109,7 +117,7 @@ class Supervisor:
         if time.monotonic() < self._next_tick:
             return None
         self._next_tick = time.monotonic() + (_TICK if self._registered else _STARTING_TICK)
-        if self._context.end_time - time.time() <= self._settings.pilot.drain_margin:
+        if time.time() >= self._context.last_moment:
             return "the allocation's end is near"
         if self._fence.closed():
             return "a newer incarnation of this allocation's pilot runs"

@@ -43,8 +43,10 @@ class Sweeper(threading.Thread):
         self._broken = ""
         self._unconfirmed: set[tuple[str, int]] = set()
 
-    def sweep(self, attempt: Attempt, grace: float) -> str:
+    def sweep(self, attempt: Attempt, grace: float, signal: int = 0) -> str:
         """End every process of the attempt on all its nodes: TERM, grace, KILL.
+
+        With a ``signal`` that is only sent to its ranks.
 
         Returns once every node has confirmed. It takes as long as it takes: an attempt whose node
         is lost is over when the scheduler says so.
@@ -53,9 +55,11 @@ class Sweeper(threading.Thread):
             "", or, when the pilot ends, what was not confirmed.
         """
         nodes = tuple(share.node for share in attempt.spec.shares)
-        return self.sweep_nodes(attempt.key, nodes, grace)
+        return self.sweep_nodes(attempt.key, nodes, grace, signal)
 
-    def sweep_nodes(self, key: tuple[str, int], nodes: tuple[str, ...], grace: float) -> str:
+    def sweep_nodes(
+        self, key: tuple[str, int], nodes: tuple[str, ...], grace: float, signal: int = 0
+    ) -> str:
         """:meth:`sweep` of the attempt ``key`` on these nodes."""
         brand = attempt_brand(*key)
         with self._lock:
@@ -63,12 +67,12 @@ class Sweeper(threading.Thread):
             number = self._number
             if not self._broken:
                 try:
-                    self._channel.send(encode(AskSweep(number, brand, nodes, grace)))
+                    self._channel.send(encode(AskSweep(number, brand, nodes, grace, signal)))
                 except ChannelBroken:
                     self._broken = _GONE
             self._lock.wait_for(lambda: number in self._answers or self._broken)
             unconfirmed = self._answers.pop(number, self._broken)
-            if unconfirmed:
+            if unconfirmed and not signal:
                 logger.error("attempt %s: %s", brand, unconfirmed)
                 self._unconfirmed.add(key)
             return unconfirmed

@@ -32,10 +32,11 @@ class Sweeping:
         attempts: tuple[str, ...],
         grace: float,
         done: Done,
+        signal: int = 0,
     ) -> Sweep:
         """Enter a sweep; the order is to be sent to ``nodes`` (none: it is over at once)."""
         self._number += 1
-        order = Sweep(self._number, marks, attempts, grace)
+        order = Sweep(self._number, marks, attempts, grace, signal)
         if nodes:
             self._open[order.number] = _Open(order, set(nodes), done)
         else:

@@ -149,8 +149,8 @@ def _live(
     strategy.register(app, desk, context.queue)
     stopped = threading.Event()
 
-    def drain(reason: str, outcome: Outcome) -> None:
-        pool.drain(reason, outcome)
+    def drain(reason: str, outcome: Outcome, gently: bool) -> None:
+        pool.drain(reason, outcome, gently=gently)
         delivered = courier.finish(ACKNOWLEDGE_WITHIN)
         celery_state.should_stop = DELIVERED if delivered else UNDELIVERED
         worker.hub.call_soon(_nothing)  # its loop looks at the flag only when it turns
@@ -159,7 +159,7 @@ def _live(
             logging.shutdown()
             os._exit(celery_state.should_stop)
 
-    watchdog = Watchdog(pool, spawner, parent, drain)
+    watchdog = Watchdog(pool, spawner, parent, drain, context.pilot.last_moment)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     if sweeper is not None:
         sweeper.start()

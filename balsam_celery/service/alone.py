@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
+from balsam_celery.holders import new_holder
 from balsam_celery.store import lease
 from balsam_celery.store.engine import Store
 
@@ -42,12 +42,13 @@ def alone(store: Store, name: str, seconds: float) -> Iterator[Turn | None]:
     Args:
         store: the site's database.
         name: of the lease.
-        seconds: until another may go on should this process die; :meth:`Turn.keep` prolongs it.
+        seconds: until another machine's may go on should this process die; :meth:`Turn.keep`
+            prolongs it.
 
     Raises:
         StoreError: the database did not answer.
     """
-    holder = secrets.token_hex(8)
+    holder = new_holder()
     term = lease.acquire(store, name, holder, seconds)
     if term is None:
         yield None

@@ -7,9 +7,10 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, and_, or_, select
+from sqlalchemy import Connection, Label, and_, func, or_, select
 
 from balsam_celery.store import schema
+from balsam_celery.store.allocations import NO_NODE
 from balsam_celery.store.rows import AllocationState
 
 log = logging.getLogger(__name__)
@@ -42,9 +43,10 @@ def pauses(conn: Connection, queue: str, now: float) -> Pause | None:
     One that was cancelled, or has not ended yet, tells nothing about its queue, unless it was used.
     """
     table, pilot = schema.allocation.c, schema.pilot.c
-    used = select(pilot.id).where(pilot.allocation == table.id).exists()
+    useful = ~pilot.reason.startswith(NO_NODE)
+    used = select(pilot.id).where(pilot.allocation == table.id, useful).exists()
     newest = (
-        select(table.created, table.ended, table.reason, used.label("used"))
+        select(table.created, table.ended, _reason(), used.label("used"))
         .where(
             table.queue == queue,
             or_(used, and_(table.cancel_requested.is_(None), table.state.in_(_OVER))),
@@ -61,6 +63,15 @@ def pauses(conn: Connection, queue: str, now: float) -> Pause | None:
         reason = reason or row.reason
     until = last + min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (failures - 1))
     return Pause(until, failures, reason) if failures and now < until else None
+
+
+def _reason() -> Label[str]:
+    """Why nothing came of an allocation: of its pilot, if it had one."""
+    table, pilot = schema.allocation.c, schema.pilot.c
+    of_pilot = select(func.max(pilot.reason)).where(
+        pilot.allocation == table.id, pilot.reason.startswith(NO_NODE)
+    )
+    return func.coalesce(of_pilot.scalar_subquery(), table.reason).label("reason")
 
 
 class Announcer:

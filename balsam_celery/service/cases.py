@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, Connection, bindparam, insert, select, upd
 
 from balsam_celery import keys
 from balsam_celery.runtimes import Run
+from balsam_celery.settings import RetrySettings
 from balsam_celery.states import FINAL, State
 from balsam_celery.store import effects, schema
 from balsam_celery.store.rows import EffectKind, TaskRow
@@ -70,6 +71,7 @@ class Batch:
         cases: by task id.
         final: cases that became final, in order; ``service.release`` settles them.
         runs: those that ended well, to learn from.
+        retry: the site's say in what is tried again.
     """
 
     conn: Connection
@@ -79,6 +81,7 @@ class Batch:
     final: list[Case] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
+    retry: RetrySettings = field(default_factory=RetrySettings)
     _moves: list[Move] = field(default_factory=list)
     _effects: list[effects.NewEffect] = field(default_factory=list)
     _attempts: list[dict[str, Any]] = field(default_factory=list)

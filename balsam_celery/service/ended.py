@@ -8,12 +8,10 @@ from typing import Any
 from balsam_celery.runtimes import Run, shape_of
 from balsam_celery.service.cases import Batch, Case
 from balsam_celery.service.outcome import outcome
-from balsam_celery.service.rules import Policy, path
+from balsam_celery.service.rules import Policy, is_cut, path
+from balsam_celery.settings import RetrySettings
 from balsam_celery.states import FINAL, ON_PILOT, State
 from balsam_celery.wire import Ended
-
-#: Ends before the program was done with which it has nothing to do.
-_CUT = frozenset({"drained", "lost"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +29,20 @@ class _Attempt:
     reason: str
 
 
-def policy_of(case: Case) -> Policy:
-    """What the task says about failures, as the batch has it."""
+def policy_of(case: Case, retry: RetrySettings) -> Policy:
+    """What the task says about failures, as the batch has it, and where it is silent the site."""
     row = case.row
     return Policy(
-        case.failures, row.max_retries, row.retry_on, row.hooks, row.kill_requested is not None
+        failures=case.failures,
+        max_retries=row.max_retries,
+        retry_on=row.retry_on if row.retry_on is not None else retry.retry_on,
+        hooks=row.hooks,
+        kill_asked=row.kill_requested is not None,
+        delay=row.retry_delay if row.retry_delay is not None else float(retry.delay),
+        max_delay=float(retry.max_delay),
+        cuts=row.cuts,
+        max_cuts=retry.max_restarts if row.restartable else retry.max_cuts,
+        cuts_setting="[retry] max_restarts" if row.restartable else "[retry] max_cuts",
     )
 
 
@@ -50,7 +57,7 @@ def program_ended(batch: Batch, ended: Ended) -> str | None:
     if case is None or case.attempt != ended.attempt or case.state not in ON_PILOT:
         return None
     _learn(batch, case, ended)
-    way = path(case.state, policy_of(case), ended)
+    way = path(case.state, policy_of(case, batch.retry), ended)
     states, reason = way.states, way.reason
     if states[-1] is State.USER_KILLED:
         reason = case.row.kill_reason or reason
@@ -59,11 +66,16 @@ def program_ended(batch: Batch, ended: Ended) -> str | None:
         batch.go(case, State.RUNNING, time=ended.started)
         states = states[1:]
     values: dict[str, Any] = {"pilot": None, "shares": None, "reason": reason}
-    if ended.outcome in _CUT and ended.started is not None:
+    if is_cut(ended):
         # the next attempt gets more time (``runtimes.after_cut``)
-        values["ran"] = max(case.row.ran or 0.0, ended.ended - ended.started)
+        values["ran"] = max(case.row.ran or 0.0, ended.ended - (ended.started or ended.ended))
+        values["cuts"] = case.row.cuts + 1
+    elif case.row.restartable:
+        values["cuts"] = 0  # only those in a row count
     if way.counts:
         values["failures"] = case.failures + 1
+    if way.pause:
+        values["not_before"] = batch.now + way.pause
     if states[-1] in FINAL:
         facts = _Attempt(
             outcome=ended.outcome,

@@ -20,6 +20,7 @@ from sqlalchemy import Connection
 from balsam_celery.errors import StoreError
 from balsam_celery.ledger import Ledger
 from balsam_celery.service import hooks, kill, place
+from balsam_celery.service.aside import Watch, put_aside, rule_of
 from balsam_celery.service.cases import Batch
 from balsam_celery.service.courier import Courier
 from balsam_celery.service.dispatch import Dispatcher
@@ -33,6 +34,7 @@ from balsam_celery.service.senders import Told, of_own_attempts
 from balsam_celery.settings import Settings
 from balsam_celery.site import Site
 from balsam_celery.store.engine import Store
+from balsam_celery.suspects import Suspect
 from balsam_celery.wire import Wake, WorkerLost
 
 log = logging.getLogger(__name__)
@@ -92,6 +94,7 @@ class Engine(threading.Thread):
         self._out = Dispatcher(app, client, site)
         self._kills = kill.Kills()
         self._ledger = Ledger.empty()
+        self._watch = Watch(rule_of(settings.retry))
         self._rebuilt = 0.0
         self._looked = 0.0
         self._dirty = True
@@ -204,10 +207,12 @@ class Engine(threading.Thread):
         """Record all in one transaction; if one of them has a fault, each in its own."""
         run = self.leadership.run
 
+        retry = self._site.settings.retry
+
         def write(some: Sequence[Told]) -> Recorded:
             def step(conn: Connection) -> Recorded:
                 own = of_own_attempts(conn, some)
-                return record(conn, own, now=self._store.clock(), who=WHO)
+                return record(conn, own, now=self._store.clock(), who=WHO, retry=retry)
 
             return run(step)
 
@@ -235,6 +240,22 @@ class Engine(threading.Thread):
             self._out.revoke(asked.ids, terminate=asked.terminate)
         for pilot, reason in recorded.unwanted:
             self._out.drain(pilot, reason)
+        if recorded.ends:
+            self._put_aside(recorded)
+
+    def _put_aside(self, recorded: Recorded) -> None:
+        """Use no more the nodes that fail what they are given."""
+        now = self._store.clock()
+        for pilot, one in self._watch.note(recorded.ends, self._ledger, now):
+
+            def write(conn: Connection, pilot: str = pilot, one: Suspect = one) -> Batch:
+                batch = Batch(conn, now, WHO)
+                put_aside(batch, pilot, one)
+                return batch
+
+            batch = self.leadership.run(write)
+            self._ledger = self._ledger.lose_node(pilot, one.node)
+            self.courier.tell(batch.changes)
 
     def _look(self, now: float) -> None:
         """One transaction over all that may go on, then the messages for it."""

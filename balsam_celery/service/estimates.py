@@ -45,6 +45,10 @@ class Runs(Protocol):
     def expected_time(self) -> float | None: ...
     @property
     def ran(self) -> float | None: ...
+    @property
+    def restartable(self) -> bool: ...
+    @property
+    def checkpoint_grace(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +69,11 @@ class Estimates:
         expected = None if task.expected_time is None else SURE * task.expected_time
         if expected is None and (known := self._histogram(task)) is not None:
             expected = known.quantile(FITS)
-        return after_cut(expected, task.ran, task.wall_time)
+        expected = after_cut(expected, task.ran, task.wall_time)
+        if expected is None or not task.restartable:
+            return expected
+        # the last of it is for its checkpoint, should it not have ended by then
+        return expected + task.checkpoint_grace
 
     def mean(self, tasks: Runs) -> float | None:
         """Mean seconds: for amounts of work, which are sums over many tasks.

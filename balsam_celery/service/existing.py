@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from sqlalchemy import Connection
 
@@ -135,4 +134,4 @@ def _less(node: NodeFree, share: NodeShare, task: TaskRow, *, gang: bool) -> Nod
         return node.with_taken(share, task.node_packing_count, gang)
     except ValueError as error:
         log.warning("%s is taken for full: its tasks' rows do not fit it: %s", share.node, error)
-        return replace(node, cores=(), holders=node.holders + 1)
+        return node._replace(cores=(), holders=node.holders + 1)

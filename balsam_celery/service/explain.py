@@ -123,6 +123,7 @@ def _task_facts(conn: Connection, site: Site, row: TaskRow, now: float) -> TaskF
         row,
         now,
         site.settings.site.kill_grace,
+        site.settings.retry.retry_on,
         attempt=queries.last_attempts(conn, [row.id]).get(row.id) if row.attempt else None,
         parents=tuple(standing.unmet_parents(conn, row.id, limit=_PARENTS)),
         pilot=pilot,

@@ -63,7 +63,9 @@ def _note(conn: Connection, pilots: list[PilotRow], last: dict[str, float]) -> N
 
 
 def send_drains(store: Store, client: redis.Redis, site: Site) -> list[str]:
-    """Tell pilots that are DRAINING with nothing left to do; again until each has taken it.
+    """Tell pilots that are DRAINING with nothing left to do, or whose time is over, to end.
+
+    Again until each has taken it.
 
     Returns:
         Their ids.
@@ -75,8 +77,10 @@ def send_drains(store: Store, client: redis.Redis, site: Site) -> list[str]:
     with store.read() as conn:
         busy = {row.pilot for row in scans.on_pilots(conn)}
         draining = allocations.list_pilots(conn, (PilotState.DRAINING,))
-    # one that is told to drain while busy lets what runs there end first
-    done = [pilot for pilot in draining if pilot.id not in busy]
+    # one that is told to drain while busy lets what runs there end first, but not for ever
+    now = store.clock()
+    due = {pilot.id for pilot in draining if pilot.stop_at is not None and pilot.stop_at <= now}
+    done = [pilot for pilot in draining if pilot.id not in busy or pilot.id in due]
     for pilot in done:
         give(client, site.settings.key_prefix, pilot.id, PilotOrder("drain", pilot.reason))
     return [pilot.id for pilot in done]

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
-import secrets
-import socket
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
 from sqlalchemy import Connection
 
+from balsam_celery.holders import new_holder
 from balsam_celery.store import lease
 from balsam_celery.store.engine import Store
 
@@ -39,7 +37,7 @@ class Leadership:
         self._store = store
         self._ttl = ttl
         self._renewed = 0.0
-        self.holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self.holder = new_holder()
         self.term: int | None = None
 
     @property

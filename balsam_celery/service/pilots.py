@@ -8,11 +8,14 @@ from sqlalchemy import Connection, select
 
 from balsam_celery.errors import InvalidInput
 from balsam_celery.store import allocations, schema
-from balsam_celery.store.allocations import LIVE_ALLOCATIONS, LIVE_PILOTS
+from balsam_celery.store.allocations import LIVE_ALLOCATIONS, LIVE_PILOTS, NO_NODE
 from balsam_celery.store.rows import AllocationState, PilotState
 from balsam_celery.wire import PilotEnded, Registered, to_plain
 
 log = logging.getLogger(__name__)
+
+#: Begins why a node that was put aside is lost.
+ASIDE = "put aside: "
 
 
 def registered(conn: Connection, one: Registered) -> str:
@@ -81,10 +84,21 @@ def loses_node(conn: Connection, pilot: str, node: str, reason: str) -> None:
     """Mark a node on which nothing may start any more."""
     table = schema.pilot.c
     found = conn.scalar(select(table.nodes).where(table.id == pilot).with_for_update())
-    nodes = [{**one, "lost": True} if one["name"] == node else one for one in found or ()]
+    if any(one["name"] == node and one.get("lost") for one in found or ()):
+        return
+    told = {"lost": True, "lost_reason": reason}
+    nodes = [{**one, **told} if one["name"] == node else one for one in found or ()]
     if found is not None and nodes != found:
         allocations.update_pilot(conn, pilot, LIVE_PILOTS, nodes=nodes)
         log.warning("pilot %s lost its node %s: %s", pilot, node, reason)
+
+
+def puts_aside(conn: Connection, pilot: str, node: str, reason: str) -> None:
+    """Start nothing more on a node that fails what it is given; on the last one, end the pilot."""
+    loses_node(conn, pilot, node, f"{ASIDE}{reason}")
+    nodes = conn.scalar(select(schema.pilot.c.nodes).where(schema.pilot.c.id == pilot))
+    if all(one.get("lost") for one in nodes or ()):
+        stops(conn, pilot, f"{NO_NODE}: {reason}")
 
 
 def ended(conn: Connection, one: PilotEnded) -> None:

@@ -165,6 +165,8 @@ def delete_keys(client: redis.Redis, prefix: str, pilot: PilotRow, *, orders: bo
         keys.claim(prefix, pilot.allocation),
     ]
     mailboxes = []
+    # kombu keeps the bindings that do not expire a second time
+    bindings = [f"{prefix}_kombu.{kind}." for kind in ("binding", "binding_permanent")]
     for node in (*names, keys.GANG):
         queue = keys.pilot_queue(pilot.id, node)
         mailbox = f"{keys.worker_name(pilot.id, node)}.celery.pidbox"
@@ -172,17 +174,17 @@ def delete_keys(client: redis.Redis, prefix: str, pilot: PilotRow, *, orders: bo
         doomed += [
             keys.acks(prefix, pilot.id, node),
             prefix + queue,
-            f"{prefix}_kombu.binding.{queue}",
+            *(kind + queue for kind in bindings),
             prefix + mailbox,
         ]
-    bindings = f"{prefix}_kombu.binding.celery.pidbox"
     try:
-        members = client.smembers(bindings)
-        bound = [member for member in members if any(box in member for box in mailboxes)]
         with client.pipeline(transaction=False) as pipe:
             pipe.delete(*doomed)
-            if bound:
-                pipe.srem(bindings, *bound)
+            for shared in (kind + "celery.pidbox" for kind in bindings):
+                members = client.smembers(shared)
+                bound = [member for member in members if any(box in member for box in mailboxes)]
+                if bound:
+                    pipe.srem(shared, *bound)
             pipe.execute()
     except redis.RedisError as error:
         log.warning("keys of pilot %s are not deleted yet: %s", pilot.id, error)

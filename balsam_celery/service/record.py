@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 from balsam_celery.service import ended, lost, pilots, requests, steps, transitions
 from balsam_celery.service.cases import Batch, Change
 from balsam_celery.service.release import settle
+from balsam_celery.settings import RetrySettings
 from balsam_celery.states import ON_PILOT, State
 from balsam_celery.store import runtimes
 from balsam_celery.wire import (
@@ -36,16 +37,23 @@ class Recorded:
         foreign: revokes of ids that are no rows: ordinary Celery tasks, which the tasks worker
             must revoke.
         unwanted: (pilot, reason) of those that registered and were not taken.
+        ends: of programs on one node, with their pilots, in order.
     """
 
     left: tuple[tuple[str, str, int], ...] = ()
     changes: tuple[Change, ...] = ()
     foreign: tuple[KillAsked, ...] = ()
     unwanted: tuple[tuple[str, str], ...] = ()
+    ends: tuple[tuple[str, str, Ended], ...] = ()
 
 
 def record(
-    conn: Connection, records: Sequence[Record], *, now: float, who: str = "service"
+    conn: Connection,
+    records: Sequence[Record],
+    *,
+    now: float,
+    who: str = "service",
+    retry: RetrySettings | None = None,
 ) -> Recorded:
     """Write what ``records`` tell, in their order; stale and repeated ones change nothing.
 
@@ -57,18 +65,23 @@ def record(
         records: of any kind; those that concern no row (``Wake``) are passed over.
         now: seconds since the epoch.
         who: for the events.
+        retry: ``[retry]`` of the site; its defaults where not given.
     """
-    batch = Batch(conn, now, who)
+    batch = Batch(conn, now, who, retry=retry or RetrySettings())
     batch.load({one.id for one in records if isinstance(one, _OF_TASKS)})
     foreign: list[KillAsked] = []
     unwanted: list[tuple[str, str]] = []
+    ends: list[tuple[str, str, Ended]] = []
     for one in records:
         if isinstance(one, (Started, StepStarted)):
             _started(batch, one)
         elif isinstance(one, Ended):
             holder = ended.program_ended(batch, one)
+            shares = batch.cases[one.id].row.shares if holder is not None else None
             if holder is not None and one.outcome == "drained":
                 pilots.stops(conn, holder, one.reason)
+            elif holder is not None and shares is not None and len(shares) == 1:
+                ends.append((holder, shares[0]["node"], one))
         elif isinstance(one, StepEnded):
             steps.ended(batch, one)
         elif isinstance(one, TransitionEnded):
@@ -97,7 +110,7 @@ def record(
         for change in batch.changes
         if change.row.pilot is not None and change.state not in ON_PILOT
     ]
-    return Recorded(tuple(left), tuple(batch.changes), tuple(foreign), tuple(unwanted))
+    return Recorded(tuple(left), tuple(batch.changes), tuple(foreign), tuple(unwanted), tuple(ends))
 
 
 _OF_TASKS = (Started, Ended, StepStarted, StepEnded, TransitionEnded)

@@ -156,8 +156,8 @@ def retry(store: Store, ids: Iterable[str], *, who: str = "user") -> Answer:
     return store.run(again)
 
 
-def retry_batch(batch: Batch, ids: Collection[str]) -> Answer:
-    """:func:`retry` inside a transaction, written and settled."""
+def retry_batch(batch: Batch, ids: Collection[str], why: str = "retried") -> Answer:
+    """:func:`retry` inside a transaction, written and settled; ``why`` is for the events."""
     batch.load(ids)
     refused: dict[str, str] = {}
     named: dict[str, Case] = {}
@@ -181,7 +181,7 @@ def retry_batch(batch: Batch, ids: Collection[str]) -> Answer:
         del revived[id]
         if id in named:
             refused[id] = f"its parent {parent} did not finish: retry that one"
-    _revive(batch, list(revived.values()))
+    _revive(batch, list(revived.values()), why)
     settle(batch)
     return Answer(done=tuple(revived), refused=refused)
 
@@ -212,18 +212,18 @@ def _dead_ends(batch: Batch, revived: dict[str, Case]) -> dict[str, str]:
         dead.update(found)
 
 
-def _revive(batch: Batch, cases: Collection[Case]) -> None:
+def _revive(batch: Batch, cases: Collection[Case], why: str) -> None:
     fresh: dict[str, Any] = {
         "kill_requested": None, "kill_reason": "", "failures": 0, "result": None, "reason": "",
-        "pilot": None, "shares": None, "ran": None,
+        "pilot": None, "shares": None, "ran": None, "cuts": 0,
     }  # fmt: skip
     for case in cases:
         batch.effect(case.row.id, EffectKind.FORGET, {})
         if case.attempt == 0:
             # it never ran: staging and the filling of its command come (again) before it may
-            batch.go(case, State.AWAITING_PARENTS, message="retried", **fresh)
+            batch.go(case, State.AWAITING_PARENTS, message=why, **fresh)
             continue
-        batch.go(case, State.RESTART_READY, message="retried", **fresh)
+        batch.go(case, State.RESTART_READY, message=why, **fresh)
         if case.row.kind == "celery":
             steps.dispatch(batch, case)
     # what waits for nobody goes on at once

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from balsam_celery.retrying import Failure, forbids, pause
 from balsam_celery.states import State
 from balsam_celery.wire import Ended
 
 #: Ends that are nobody's fault: they never count against ``max_retries``.
-_TAKEN_BACK = frozenset({"killed", "fenced", "lost", "drained"})
+_TAKEN_BACK = frozenset({"killed", "fenced", "lost", "drained", "cut", "unfit"})
+#: Those of them that cut a program short which was not done.
+_CUT = frozenset({"drained", "lost", "cut"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +24,13 @@ class Policy:
     Attributes:
         failures: attempts so far that count.
         max_retries: how many more attempts than one it may have.
-        retry_on: which failures are tried again: of ``"error"`` (an exit code but 0),
-            ``"signal"``, ``"timeout"``, ``"cannot-start"``; ``None``: all.
+        retry_on: which failures are tried again (:mod:`balsam_celery.retrying`); ``None``: all.
         hooks: its hooks by step.
         kill_asked: a user wants it killed.
+        delay, max_delay: seconds before the first retry, and before any at the most.
+        cuts: attempts so far that were cut short; of a restartable task, in a row.
+        max_cuts: with so many it is given up; ``None``: never.
+        cuts_setting: the setting that says so.
     """
 
     failures: int
@@ -32,6 +38,11 @@ class Policy:
     retry_on: Sequence[str] | None
     hooks: dict[str, Any]
     kill_asked: bool
+    delay: float = 0.0
+    max_delay: float = 0.0
+    cuts: int = 0
+    max_cuts: int | None = None
+    cuts_setting: str = "[retry] max_cuts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +52,13 @@ class Path:
     Attributes:
         states: the targets; the last one may be a state that waits for a hook.
         counts: the attempt counts as a failure.
+        pause: seconds before the next attempt.
     """
 
     states: tuple[State, ...]
     reason: str
     counts: bool = False
+    pause: float = 0.0
 
 
 def path(state: State, policy: Policy, ended: Ended) -> Path:
@@ -64,12 +77,39 @@ def path(state: State, policy: Policy, ended: Ended) -> Path:
         return Path((State.USER_KILLED,), reason)
     if ended.outcome in _TAKEN_BACK:
         if state is State.DISPATCHED and ended.started is None:
-            return Path((State.RESTART_READY,), reason)
+            # what one node could not start the next one may not either, if a disk is full
+            wait = min(policy.delay, policy.max_delay) if ended.outcome == "unfit" else 0.0
+            return Path((State.RESTART_READY,), reason, pause=wait)
+        if is_cut(ended) and policy.max_cuts is not None and policy.cuts + 1 >= policy.max_cuts:
+            return Path((*start, State.RUN_TIMEOUT, State.FAILED), _given_up(policy, reason))
         return Path((*start, State.RUN_TIMEOUT, State.RESTART_READY), reason)
     if ended.outcome == "cannot-start":
         start = ()
     failed = State.RUN_TIMEOUT if ended.outcome == "timeout" else State.RUN_ERROR
-    return Path((*start, failed, *after_failure(policy, ended.outcome)), reason, counts=True)
+    after = after_failure(policy, failure_of(ended.outcome, ended.exit_code, ended.signal, reason))
+    again = after == (State.RESTART_READY,)
+    wait = pause(policy.delay, policy.max_delay, policy.failures + 1) if again else 0.0
+    return Path((*start, failed, *after), reason, counts=True, pause=wait)
+
+
+def is_cut(ended: Ended) -> bool:
+    """Its program was cut short before it was done, without any fault of its own."""
+    return ended.outcome in _CUT and ended.started is not None
+
+
+def _given_up(policy: Policy, reason: str) -> str:
+    times = "once" if policy.cuts == 0 else f"{policy.cuts + 1} times"
+    return (
+        f"cut short {times} before it was done, and {policy.cuts_setting} in site.toml is"
+        f" {policy.max_cuts}; the last time: {reason}"
+    )
+
+
+def failure_of(
+    outcome: str, exit_code: int | None, signal_number: int | None, reason: str
+) -> Failure:
+    """What ``retry_on`` is asked about the end of an attempt."""
+    return Failure("error" if outcome == "exit" else outcome, exit_code, signal_number, reason)
 
 
 def after_success(policy: Policy) -> tuple[State, ...]:
@@ -79,11 +119,9 @@ def after_success(policy: Policy) -> tuple[State, ...]:
     return (State.POSTPROCESSED, State.JOB_FINISHED)
 
 
-def after_failure(policy: Policy, outcome: str) -> tuple[State, ...]:
+def after_failure(policy: Policy, failure: Failure) -> tuple[State, ...]:
     """From RUN_ERROR or RUN_TIMEOUT on; empty when the handler must say."""
-    kind = "error" if outcome == "exit" else outcome
-    permitted = policy.retry_on is None or kind in policy.retry_on
-    if policy.failures < policy.max_retries and permitted:
+    if policy.failures < policy.max_retries and not forbids(policy.retry_on, failure):
         return (State.RESTART_READY,)
     return () if policy.hooks.get("handler") else (State.FAILED,)
 

@@ -165,7 +165,9 @@ class Service:
 
     def _record(self, records: Sequence[Record]) -> Recorded:
         recorded = self.engine.leadership.run(
-            lambda conn: record(conn, records, now=self.store.clock(), who=WHO)
+            lambda conn: record(
+                conn, records, now=self.store.clock(), who=WHO, retry=self.site.settings.retry
+            )
         )
         self.engine.absorb(recorded)
         return recorded

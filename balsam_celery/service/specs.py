@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
 from balsam_celery import keys
 from balsam_celery.resources import NodeShare
+from balsam_celery.retrying import signal_number
 from balsam_celery.store.rows import TaskRow
 from balsam_celery.wire import TaskSpec
 
@@ -64,7 +66,8 @@ def make_spec(
         application=row.application,
         argv=tuple(row.argv or ()),
         environment=row.environment,
-        work_dir=str(task_dir(run_dir, row) / str(attempt)),
+        # a restartable program goes on with what its last attempt has written
+        work_dir=str(task_dir(run_dir, row) / ("run" if row.restartable else str(attempt))),
         shares=shares,
         ranks_per_node=row.ranks_per_node,
         threads_per_rank=row.threads_per_rank,
@@ -74,6 +77,9 @@ def make_spec(
         inputs=inputs,
         staged=str(staged) if staged else None,
         pin=pinned and row.cpu_affinity == "depth",
+        checkpoint_grace=row.checkpoint_grace,
+        end_signal=signal_number(row.end_signal) or signal.SIGTERM.value,
+        restartable=row.restartable,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from balsam_celery.service.cases import Batch, Case
 from balsam_celery.service.ended import policy_of
 from balsam_celery.service.outcome import outcome
-from balsam_celery.service.rules import after_failure, after_success
+from balsam_celery.service.rules import after_failure, after_success, failure_of
 from balsam_celery.states import ON_PILOT, State
 from balsam_celery.store.rows import EffectKind
 from balsam_celery.wire import StepEnded
@@ -46,7 +46,7 @@ def ended(batch: Batch, one: StepEnded) -> None:
     case = batch.cases.get(one.id)
     if case is None or case.attempt != one.attempt or case.state not in ON_PILOT:
         return
-    policy = policy_of(case)
+    policy = policy_of(case, batch.retry)
     if one.state == "SUCCESS":
         _ran(batch, case)
         states = (State.RUN_DONE, *after_success(policy))
@@ -55,7 +55,7 @@ def ended(batch: Batch, one: StepEnded) -> None:
         _kill(batch, case, reason)
     elif one.state == "FAILURE":
         _ran(batch, case)
-        further = after_failure(policy, "exit")
+        further = after_failure(policy, failure_of("exit", None, None, reason))
         values: dict[str, Any] = {"failures": case.failures + 1}
         if further[-1:] == (State.FAILED,):
             values["result"] = {**_encoded(one), "traceback": one.traceback}

@@ -110,8 +110,11 @@ def _between(facts: TaskFacts) -> Why:
 def not_before(facts: TaskFacts) -> Why:
     """It is not to start yet."""
     row = facts.row
-    text = f"It is not to start before {moment(row.not_before, facts.now)}."
-    return Why("not-before", text, expected_start=row.not_before)
+    when = moment(row.not_before, facts.now)
+    if row.state is State.RESTART_READY:
+        text = f"It waits before it is tried again, until {when}."
+        return Why("retry-delay", text, expected_start=row.not_before)
+    return Why("not-before", f"It is not to start before {when}.", expected_start=row.not_before)
 
 
 def _placeable(facts: TaskFacts) -> Why:

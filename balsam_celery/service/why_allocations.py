@@ -13,6 +13,9 @@ from balsam_celery.service.verdict import NEVER
 from balsam_celery.service.why_facts import Job, Why
 from balsam_celery.store.rows import AllocationRow, AllocationState, PilotRow, PilotState
 
+#: So many nodes that are not used are told of by name.
+_NAMED = 3
+
 
 @dataclass(frozen=True, slots=True)
 class AllocationFacts:
@@ -150,7 +153,19 @@ def _runs(facts: AllocationFacts) -> tuple[str, str]:
     if not facts.running and pilot.idle_since is not None:
         since = moment(pilot.idle_since, now)
         return "idle", f"Nothing runs in it since {since}; it lasts until {until}."
-    return "running", f"It runs {holds} on {counted(len(pilot.nodes), 'node')}, until {until}."
+    text = f"It runs {holds} on {counted(len(pilot.nodes), 'node')}, until {until}."
+    return "running", f"{text}{_unused(pilot)}"
+
+
+def _unused(pilot: PilotRow) -> str:
+    """Which nodes nothing starts on, and why."""
+    told = [
+        ended(f"Nothing starts on {node['name']}: {node.get('lost_reason') or 'it was lost'}")
+        for node in pilot.nodes
+        if node.get("lost")
+    ]
+    more = f" So it is with {len(told) - _NAMED} more." if len(told) > _NAMED else ""
+    return "".join(f" {one}" for one in told[:_NAMED]) + more
 
 
 #: What is told of those that have not ended.

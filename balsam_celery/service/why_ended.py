@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from balsam_celery.durations import format_duration
+from balsam_celery.retrying import forbids
 from balsam_celery.service.phrases import ended, last_line, moment, times
+from balsam_celery.service.rules import failure_of
 from balsam_celery.service.why_facts import TaskFacts, Why
 from balsam_celery.states import ON_PILOT
 from balsam_celery.store.rows import AttemptRow, TaskRow
@@ -44,13 +46,17 @@ def failed(facts: TaskFacts) -> Why:
     parts = [ended(f"It failed: {row.reason or _how(last) or 'no reason is known'}")]
     if printed := _printed(last):
         parts.append(printed)
-    parts.append(f"{_tried(row, outcome)} {_retry_hint(row, ())}")
+    parts.append(f"{_tried(row, last, facts.retry_on)} {_retry_hint(row, ())}")
     return Why(_FAILURES.get(outcome, "failed"), " ".join(parts))
 
 
+#: Ends that ``retry_on`` is not asked about.
+_TAKEN_BACK = frozenset({"drained", "lost", "cut", "unfit", "killed", "fenced"})
 _FAILURES = {
     "exit": "exit-code", "error": "exit-code", "FAILURE": "exit-code", "signal": "signal",
-    "timeout": "wall-time", "cannot-start": "cannot-start",
+    "timeout": "wall-time", "cannot-start": "cannot-start", "drained": "cut-short",
+    "cut": "cut-short",
+    "lost": "cut-short",
 }  # fmt: skip
 
 
@@ -60,16 +66,20 @@ def _retry_hint(row: TaskRow, parents: Sequence[TaskRow]) -> str:
     return f"'balsam retry {row.id}' runs it again."
 
 
-def _tried(row: TaskRow, outcome: str) -> str:
+def _tried(row: TaskRow, last: AttemptRow | None, retry_on: Sequence[str]) -> str:
     """How often it was tried, and why not once more."""
     tried = f"It was tried {times(row.attempt)}"
-    kind = "error" if outcome in ("exit", "FAILURE") else outcome
     if row.failures > row.max_retries:
         used = f"its {_retries(row.max_retries)} used up" if row.max_retries else "without retries"
         return f"{tried}, {used}."
-    if row.retry_on is not None and kind not in row.retry_on:
-        named = ", ".join(str(one) for one in row.retry_on) or "nothing"
-        return f"{tried}; its retry_on ({named}) does not name {kind!r}."
+    if last is None or last.outcome in _TAKEN_BACK or last.exit_code == 0:
+        return f"{tried}."
+    outcome = "exit" if last.outcome == "FAILURE" else last.outcome or ""
+    failure = failure_of(outcome, last.exit_code, last.signal, last.reason)
+    entries = retry_on if row.retry_on is None else row.retry_on
+    if why_not := forbids(entries, failure):
+        whose = "its retry_on" if row.retry_on is not None else "[retry] retry_on"
+        return f"{tried}; {whose} ({', '.join(entries)}) {why_not}."
     return f"{tried}."
 
 

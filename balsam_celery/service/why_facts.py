@@ -105,6 +105,7 @@ class TaskFacts:
     Attributes:
         row: the task.
         kill_grace: of the site, seconds.
+        retry_on: the site's, of tasks that name none.
         site: who moves it on.
         attempt: its latest attempt.
         parents: those that it waits for, or failed with; the first few.
@@ -115,6 +116,7 @@ class TaskFacts:
     row: TaskRow
     now: float
     kill_grace: int
+    retry_on: tuple[str, ...] = ()
     site: SiteFacts = field(default_factory=SiteFacts)
     attempt: AttemptRow | None = None
     parents: tuple[TaskRow, ...] = ()

@@ -30,6 +30,8 @@ from balsam_celery.store.transitions import IllegalTransition
 LIVE_ALLOCATIONS = (AllocationState.REQUESTED, AllocationState.QUEUED, AllocationState.RUNNING)
 #: Pilots that may still hold tasks.
 LIVE_PILOTS = (PilotState.LIVE, PilotState.DRAINING)
+#: Begins the reason of a pilot that ends because no task could be started in it.
+NO_NODE = "none of its nodes can be used"
 
 #: Seconds for which an allocation that came to nothing is shown beside the live ones.
 SHOWN_FOR = 3600.0

@@ -9,23 +9,28 @@ from __future__ import annotations
 from sqlalchemy import ColumnElement, Connection, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from balsam_celery.holders import is_dead
 from balsam_celery.store import schema
 from balsam_celery.store.engine import Store
 
 
 def acquire(store: Store, name: str, holder: str, ttl: float) -> int | None:
-    """Take the lease if it is free, expired or ``holder``'s already.
+    """Take the lease if it is free, expired, ``holder``'s already, or of a dead process of ours.
 
     Args:
         store: the site's database.
         name: what is led: ``"service"``, ``"beat"``.
-        holder: unique in the world and time: host, pid and start time.
+        holder: unique in the world and time: :func:`balsam_celery.holders.new_holder`.
         ttl: seconds until it expires.
 
     Returns:
         The term, which grows with each change of holder; ``None`` while another holds it.
     """
     lease = schema.lease
+    # looked at before the transaction, which is to be short; it checks that nobody else came
+    with store.read() as conn:
+        before = conn.scalar(select(lease.c.holder).where(lease.c.name == name))
+    dead = before if before and before != holder and is_dead(before) else None
 
     def take(conn: Connection) -> int | None:
         now = store.clock()
@@ -33,7 +38,7 @@ def acquire(store: Store, name: str, holder: str, ttl: float) -> int | None:
         query = select(lease).where(lease.c.name == name).with_for_update()
         row = conn.execute(query).mappings().one()
         is_own = row["holder"] == holder
-        if not is_own and row["expires"] > now:
+        if not is_own and row["expires"] > now and row["holder"] != dead:
             return None
         term: int = row["term"] if is_own else row["term"] + 1
         conn.execute(

@@ -56,7 +56,10 @@ class NewTask:
     priority: int = 0
     max_retries: int = 0
     retry_on: Sequence[Any] | None = None
+    retry_delay: float | None = None
     restartable: bool = False
+    checkpoint_grace: int = 0
+    end_signal: str = "TERM"
     on_parent_failure: str = "fail"
     not_before: float = 0.0
     hooks: Mapping[str, Any] = field(default_factory=dict)
@@ -77,6 +80,7 @@ _INTEGERS = (
     "wall_time",
     "priority",
     "max_retries",
+    "checkpoint_grace",
 )
 _LENGTHS = {
     "id": 155,
@@ -85,6 +89,7 @@ _LENGTHS = {
     "application": 200,
     "launcher": 64,
     "cpu_affinity": 16,
+    "end_signal": 16,
     "resources_per_node": 500,
 }
 _CHOICES = {

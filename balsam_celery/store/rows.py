@@ -118,7 +118,10 @@ class TaskRow:
     priority: int
     max_retries: int
     retry_on: list[Any] | None
+    retry_delay: float | None
     restartable: bool
+    checkpoint_grace: int
+    end_signal: str
     on_parent_failure: str
     not_before: float
     hooks: dict[str, Any]
@@ -128,6 +131,7 @@ class TaskRow:
     attempt: int
     failures: int
     ran: float | None
+    cuts: int
     waiting_on: int
     kill_requested: float | None
     kill_reason: str
@@ -253,6 +257,7 @@ class PilotRow:
     ended: float | None
     idle_since: float | None
     reason: str
+    stop_at: float | None = None
 
     @classmethod
     def of(cls, row: RowMapping) -> PilotRow:

@@ -32,6 +32,7 @@ class BacklogShape:
             same; ``None``: they say nothing.
         longest: the largest of these.
         ran: seconds of the longest attempt of theirs that was cut short; ``None``: none was.
+        checkpoint_grace: the longest of them, seconds.
         count: how many; ``oldest`` is when the first of them was created.
     """
 
@@ -50,6 +51,7 @@ class BacklogShape:
     expected_time: float | None
     longest: float | None
     ran: float | None
+    checkpoint_grace: int
     count: int
     oldest: float
 
@@ -80,6 +82,7 @@ class Waiting(NamedTuple):
     restartable: bool
     expected_time: float | None
     ran: float | None
+    checkpoint_grace: int
     application: str
 
     @property
@@ -160,6 +163,7 @@ def backlog(
         func.avg(expected).label("expected_time"),
         func.max(expected).label("longest"),
         func.max(ran).label("ran"),
+        func.max(task.c.checkpoint_grace).label("checkpoint_grace"),
         func.count().label("count"),
         func.min(task.c.created).label("oldest"),
     )

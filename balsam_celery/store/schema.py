@@ -106,7 +106,11 @@ task = Table(
     Column("priority", Integer, nullable=False),
     Column("max_retries", Integer, nullable=False),
     Column("retry_on", Json),
+    Column("retry_delay", Double),  # seconds before the first retry; NULL: the site's
     Column("restartable", Boolean, nullable=False),
+    # the program is told so many seconds before its end, by this signal
+    Column("checkpoint_grace", Integer, nullable=False, server_default="0"),
+    Column("end_signal", String(16), nullable=False, server_default="TERM"),
     Column("on_parent_failure", String(8), nullable=False),  # fail | ignore
     Column("not_before", Double, nullable=False),
     # staging and hooks: {"stage_in": [...], "preprocess": [argv], ...}; empty when none
@@ -119,6 +123,8 @@ task = Table(
     Column("failures", Integer, nullable=False),  # attempts that count against max_retries
     # seconds of the longest attempt that was cut short without any fault of its own
     Column("ran", Double),
+    # attempts that were cut short so; of a restartable task, in a row
+    Column("cuts", Integer, nullable=False, server_default="0"),
     Column("waiting_on", Integer, nullable=False),
     Column("kill_requested", Double),  # when; cleared by retry
     Column("kill_reason", CleanText, nullable=False, server_default=""),
@@ -244,6 +250,7 @@ pilot = Table(
     Column("ended", Double),
     Column("idle_since", Double),
     Column("reason", CleanText, nullable=False, server_default=""),
+    Column("stop_at", Double),  # of a DRAINING one: what still runs then is ended
 )
 Index("ix_pilot_allocation", pilot.c.allocation)
 Index("ix_pilot_state", pilot.c.state)

@@ -5,19 +5,20 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 from balsam_celery.amounts import counts_of, parse_bytes
 from balsam_celery.commands import check_literal, to_text
-from balsam_celery.durations import parse_duration
+from balsam_celery.durations import parse_duration, parse_pause
 from balsam_celery.errors import InvalidInput
 from balsam_celery.resources import Resources
+from balsam_celery.retrying import checked, signal_number
 
 RESOURCES = tuple(f.name for f in dataclasses.fields(Resources))
 HOOKS = ("stage_in", "preprocess", "postprocess", "stage_out", "handler")
-RETRY_ON = ("error", "signal", "timeout", "cannot-start")
 #: ``launchers.KINDS``, which a program that only submits need not load.
 LAUNCHERS = (
     "none",
@@ -57,8 +58,11 @@ class ProgramOptions(TypedDict, total=False):
     expected_time: int | float | str | None
     priority: int
     max_retries: int
-    retry_on: Sequence[str] | None  # of RETRY_ON; all unless given
+    retry_on: Sequence[str] | None  # entries of balsam_celery.retrying; any failure unless given
+    retry_delay: int | float | str | None  # before the first retry; the site's unless given
     restartable: bool
+    checkpoint_grace: int | float | str  # before its end the program gets end_signal
+    end_signal: str  # such as "USR1"
     on_parent_failure: str  # fail | ignore
     stage_in: Sequence[Any] | None
     preprocess: Sequence[str] | None
@@ -84,7 +88,10 @@ class TaskOptions:
     priority: int = 0
     max_retries: int = 0
     retry_on: tuple[str, ...] | None = None
+    retry_delay: float | None = None
     restartable: bool = False
+    checkpoint_grace: int = 0
+    end_signal: str = "TERM"
     on_parent_failure: str = "fail"
     hooks: dict[str, list[Any]] = field(default_factory=dict)
     input_files: tuple[str, ...] = ()
@@ -183,13 +190,28 @@ def _count(name: str, value: Any) -> int:
 
 
 def _retry_on(name: str, value: Any) -> tuple[str, ...] | None:
-    if value is None:
-        return None
-    kinds = [value] if isinstance(value, str) else list(value)
-    for kind in kinds:
-        if kind not in RETRY_ON:
-            raise InvalidInput(f"{name} holds {kind!r}: give some of {', '.join(RETRY_ON)}")
-    return tuple(kinds)
+    return None if value is None else checked(name, value)
+
+
+def _delay(name: str, value: Any) -> float | None:
+    return None if value is None else float(parse_pause(value, name))
+
+
+def _grace(name: str, value: Any) -> int:
+    return parse_pause(value, name)
+
+
+def _end_signal(name: str, value: Any) -> str:
+    """The signal's name without ``SIG``."""
+    number = signal_number(value) if isinstance(value, str) else None
+    if number is None or number in (signal.SIGKILL, signal.SIGSTOP):
+        raise InvalidInput(
+            f"{name} is {value!r}: give a signal that a program can catch, such as 'USR1'"
+        )
+    try:
+        return signal.Signals(number).name.removeprefix("SIG")
+    except ValueError:
+        return str(number)  # a real-time signal
 
 
 def _flag(name: str, value: Any) -> bool:
@@ -245,7 +267,10 @@ _CHECKS = {
     "priority": _priority,
     "max_retries": _count,
     "retry_on": _retry_on,
+    "retry_delay": _delay,
     "restartable": _flag,
+    "checkpoint_grace": _grace,
+    "end_signal": _end_signal,
     "on_parent_failure": _parent_policy,
     "input_files": _files,
     "data": _data,

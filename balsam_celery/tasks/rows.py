@@ -14,6 +14,7 @@ from kombu.utils.json import dumps as kombu_dumps
 
 from balsam_celery.amounts import counts_text
 from balsam_celery.commands import PENDING, check_values, field_names, render
+from balsam_celery.durations import format_duration
 from balsam_celery.errors import InvalidInput
 from balsam_celery.packing import fits_some_queue
 from balsam_celery.resources import Resources
@@ -92,6 +93,7 @@ class RowMaker:
         chosen = changed(base, self._own_options(options))
         wall_time = chosen.wall_time or self.settings.site.default_wall_time
         self._check_fits(chosen.resources, wall_time)
+        self._check_end(chosen, wall_time)
         values = plain_json([*upstream.given, *args], f"an argument of {task.label}")
         named = plain_json(dict(kwargs), f"an argument of {task.label}")
         self._check_names(task, command, named)
@@ -134,7 +136,10 @@ class RowMaker:
             priority=chosen.priority,
             max_retries=chosen.max_retries,
             retry_on=chosen.retry_on,
+            retry_delay=chosen.retry_delay,
             restartable=chosen.restartable,
+            checkpoint_grace=chosen.checkpoint_grace,
+            end_signal=chosen.end_signal,
             on_parent_failure=chosen.on_parent_failure,
             not_before=not_before,
             hooks=chosen.hooks,
@@ -250,6 +255,24 @@ class RowMaker:
                     f"program {task.label!r} has no field {name!r}: its command has {known}"
                     " (options are given with set() or apply_async())"
                 )
+
+    def _check_end(self, chosen: TaskOptions, wall_time: int) -> None:
+        grace, most = chosen.checkpoint_grace, self.settings.pilot.max_checkpoint_grace
+        if grace == 0 and chosen.end_signal != "TERM":
+            raise InvalidInput(
+                f"end_signal is {chosen.end_signal!r}: give checkpoint_grace too, the time before"
+                " its end at which the program gets it"
+            )
+        if grace > most:
+            raise InvalidInput(
+                f"checkpoint_grace is {format_duration(grace)}: [pilot] max_checkpoint_grace in"
+                f" site.toml is {format_duration(most)}; ask for less"
+            )
+        if grace >= wall_time:
+            raise InvalidInput(
+                f"checkpoint_grace is {format_duration(grace)}: give less than wall_time, which is"
+                f" {format_duration(wall_time)}"
+            )
 
     def _check_fits(self, resources: Resources, wall_time: int) -> None:
         key = (resources, wall_time)

@@ -78,7 +78,8 @@ out(chord(header, user_tasks.double.si(21))().get(timeout=60))
 
 def test_group_and_retries(live: LiveSite) -> None:
     code = """
-flaky = program("flaky", ["/bin/sh", "-c", "test $BALSAM_ATTEMPT = 2 && echo {0}"], max_retries=1)
+second = ["/bin/sh", "-c", "test $BALSAM_ATTEMPT = 2 && echo {0}"]
+flaky = program("flaky", second, max_retries=1, retry_delay=0)
 g = group(flaky.s(n) for n in range(3)).apply_async()
 out([r["output_tail"].strip() for r in g.get(timeout=120)])
 """

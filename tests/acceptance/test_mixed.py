@@ -33,7 +33,7 @@ for n in range(2000):
     if n % 100 == 77:
         shape = dict(num_nodes=4)
     signatures.append(mixed.s(ledger, kind).set(
-        name=f"mixed-{kind}", max_retries=1 if kind == "flaky" else 0, **shape))
+        name=f"mixed-{kind}", max_retries=1 if kind == "flaky" else 0, retry_delay=0, **shape))
 results = submit_many(signatures)
 print(json.dumps([r.id for r in results]))
 """

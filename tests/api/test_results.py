@@ -88,7 +88,7 @@ def test_failures(play: Played, performed: bool) -> None:
 
 
 def test_states_on_the_way(play: Played) -> None:
-    result = play.program("p", ["p"], max_retries=1).delay()
+    result = play.program("p", ["p"], max_retries=1, retry_delay=0).delay()
     assert result.state == "PENDING"
     play.start(result.id)
     assert result.state == "STARTED"

@@ -45,12 +45,16 @@ def test_options_become_fields(cli: Cli) -> None:
     (row,) = submitted(
         cli, "--name", "n", "--workflow", "w", "--tag", "a", "--tag", "b", "-N", "2", "-r", "3",
         "-c", "2", "-g", "0", "-t", "10m", "--expected-time", "1m", "--priority", "-5",
-        "--max-retries", "2", "--restartable", "-e", "A=1=2", "-e", "B=", "--", "/bin/prog",
+        "--max-retries", "2", "--retry-on", "exit:1-127", "--retry-on", "!exit:2",
+        "--retry-delay", "0", "--restartable", "--checkpoint-grace", "2m",
+        "--end-signal", "sigusr1", "-e", "A=1=2", "-e", "B=", "--", "/bin/prog",
     )  # fmt: skip
     assert (row.name, row.workflow, row.tags) == ("n", "w", ("a", "b"))
     assert (row.num_nodes, row.ranks_per_node, row.threads_per_rank) == (2, 3, 2)
     assert (row.wall_time, row.expected_time, row.priority) == (600, 60.0, -5)
     assert (row.max_retries, row.restartable) == (2, True)
+    assert (row.retry_on, row.retry_delay) == (["exit:1-127", "!exit:2"], 0.0)
+    assert (row.checkpoint_grace, row.end_signal) == (120, "USR1")
     assert row.environment == {"A": "1=2", "B": ""}
     assert row.application == "prog"
 

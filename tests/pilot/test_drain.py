@@ -12,9 +12,9 @@ import pytest
 
 from balsam_celery import keys, procs, wire
 from balsam_celery.outbox import read_outbox
-from balsam_celery.wire import Ended, PilotEnded, PilotOrder
+from balsam_celery.wire import Ended, KillOrder, PilotEnded, PilotOrder
 from tests import nasty
-from tests.pilot.service import Service
+from tests.pilot.service import Pilot, Service
 from tests.pilot.test_kills import pids_in
 from tests.waiting import wait_until
 
@@ -79,6 +79,130 @@ def test_end_of_the_allocation(service: Service) -> None:
     assert (ended.outcome, ended.reason) == ("drained", "its pilot stops")
     assert pilot.wait_ended() == 0
     assert [last.reason for last in service.all(PilotEnded)] == ["the allocation's end is near"]
+
+
+#: Writes down which signals it gets, and ends by itself after a while of checkpointing.
+CHECKPOINTS = """
+import os, signal, sys, time
+log = open("told", "a", buffering=1)
+told = []
+for number in (signal.SIGUSR1, signal.SIGTERM):
+    signal.signal(number, lambda n, _: (told.append(n), log.write(signal.Signals(n).name + "\\n")))
+log.write("begins\\n")
+while not told:
+    signal.pause()
+if sys.argv[1] == "ends":
+    log.write("checkpoint\\n")
+    raise SystemExit(0)
+while True:
+    signal.pause()
+"""
+
+
+def checkpointing(how: str) -> tuple[str, ...]:
+    return (sys.executable, "-c", CHECKPOINTS, how)
+
+
+def told(pilot: Pilot, task: str) -> list[str]:
+    """What the program of a task wrote down."""
+    path = pilot.directory / "work" / task / "told"
+    return path.read_text().split() if path.exists() else []
+
+
+GRACE = {"checkpoint_grace": 60, "end_signal": signal.SIGUSR1.value}
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGXCPU", "order"])
+def test_programs_are_told_of_a_drain_by_the_signal_that_they_name(
+    service: Service, how: str
+) -> None:
+    pilot = service.start([2], lasts=600)
+    pilot.run(
+        pilot.spec("named", *checkpointing("ends"), **GRACE),
+        pilot.spec("plain", *checkpointing("ends"), shares=(pilot.share("n0", 1),)),
+    )
+    wait_until(lambda: told(pilot, "named") and told(pilot, "plain"), 20, "both run")
+    if how == "order":
+        control = keys.control(service.prefix, pilot.id)
+        service.client.rpush(control, wire.encode(PilotOrder("drain", "asked")))
+    else:
+        pilot.process.send_signal(signal.Signals[how])
+    for task, number in (("named", "SIGUSR1"), ("plain", "SIGTERM")):
+        # the exit code 0 of a program that was told to stop does not mean that it was done
+        assert service.ended(task).outcome == "drained"
+        assert told(pilot, task) == ["begins", number, "checkpoint"]
+    assert pilot.wait_ended() == 0
+    [last] = service.all(PilotEnded)
+    assert last.reason == ("asked" if how == "order" else f"{how} received")
+
+
+def test_who_does_not_end_in_time_gets_term_and_kill(service: Service) -> None:
+    pilot = service.start([1], lasts=600)
+    spec = pilot.spec("deaf", *checkpointing("stays"), **{**GRACE, "checkpoint_grace": 1})
+    pilot.run(spec)
+    wait_until(lambda: told(pilot, "deaf"), 20, "it runs")
+    pilot.kill(KillOrder("deaf", 1, "asked"))
+    ended = service.ended("deaf")
+    assert (ended.outcome, ended.signal) == ("killed", signal.SIGKILL)
+    assert told(pilot, "deaf") == ["begins", "SIGUSR1", "SIGTERM"]
+
+
+def test_a_checkpoint_before_the_wall_time_is_over(service: Service) -> None:
+    pilot = service.start([1], lasts=600)
+    grace = {**GRACE, "checkpoint_grace": 55}
+    pilot.run(pilot.spec("late", *checkpointing("ends"), wall_time=60, **grace))
+    ended = service.ended("late")
+    assert (ended.outcome, ended.reason) == ("timeout", "its wall_time of 1m was over but for 55s")
+    assert told(pilot, "late") == ["begins", "SIGUSR1", "checkpoint"]
+
+
+def test_a_checkpoint_before_the_end_of_the_allocation(service: Service) -> None:
+    """Those that need no time for it run on."""
+    pilot = service.start([2], lasts=45)
+    pilot.run(
+        pilot.spec("plain", *checkpointing("ends"), shares=(pilot.share("n0", 1),)),
+        pilot.spec("named", *checkpointing("ends"), **{**GRACE, "checkpoint_grace": 35}),
+    )
+    ended = service.ended("named")
+    assert (ended.outcome, ended.reason) == ("cut", "the allocation's end is near")
+    assert told(pilot, "named") == ["begins", "SIGUSR1", "checkpoint"]
+    assert told(pilot, "plain") == ["begins"]
+    assert pilot.process.poll() is None
+
+
+def test_the_death_of_the_pilot_leaves_no_time_for_checkpoints(service: Service) -> None:
+    """Others may soon take its tasks for ended."""
+    pilot = service.start([1], lasts=600)
+    pilot.run(pilot.spec("deaf", *checkpointing("stays"), **GRACE))
+    wait_until(lambda: told(pilot, "deaf"), 20, "it runs")
+    pilot.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: "SIGUSR1" in told(pilot, "deaf"), 20, "it was told")
+    pilot.process.kill()
+    mark = ["BALSAM_TASK_ID=deaf"]
+    wait_until(lambda: not procs.marked(mark), 30, "nothing of it lives")
+    assert told(pilot, "deaf") == ["begins", "SIGUSR1", "SIGTERM"]
+
+
+def test_a_restartable_program_finds_what_its_last_attempt_has_left(
+    service: Service, tmp_path: Path
+) -> None:
+    staged = tmp_path / "staged"
+    staged.mkdir()
+    (staged / "input").write_text("0")
+    pilot = service.start([1])
+    script = "echo $BALSAM_ATTEMPT; read n < input; echo $((n + 1)) > input; test $n = 1"
+    fields = {"restartable": True, "staged": str(staged)}
+    for attempt, code in ((1, 1), (2, 0)):
+        pilot.run(pilot.spec("task", "/bin/sh", "-c", script, attempt=attempt, **fields))
+        wait_until(lambda number=attempt: len(ends(service, "task")) == number, 20, "its end")
+        assert ends(service, "task")[-1].exit_code == code
+    assert ends(service, "task")[-1].stdout_tail == "1\n2\n"
+
+
+def ends(service: Service, task: str) -> list[Ended]:
+    """Outcomes of a task that have come."""
+    service.look()
+    return [one for one in service.all(Ended) if one.id == task]
 
 
 def test_without_acknowledgements_the_outbox_keeps_the_outcomes(service: Service) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import Connection
+
 from balsam_celery.ledger import Ledger
 from balsam_celery.lookahead import NO_LOOK_AHEAD, LookAhead
 from balsam_celery.resources import Counts, NodeCapacity
@@ -53,13 +55,13 @@ def add_pilot(
 
 def start(store: Store, ahead: LookAhead = NO_LOOK_AHEAD) -> list[place.Sent]:
     """Give slots to what waits, as a leader that has just started would."""
-    return list(
-        store.run(
-            lambda conn: place.start(
-                conn, Ledger.empty(), LIMITS, now=store.clock(), who="test", ahead=ahead
-            )
-        ).sent
-    )
+    return store.run(lambda conn: start_in(conn, store.clock(), ahead))
+
+
+def start_in(conn: Connection, now: float, ahead: LookAhead = NO_LOOK_AHEAD) -> list[place.Sent]:
+    """The same within a transaction."""
+    started = place.start(conn, Ledger.empty(), LIMITS, now=now, who="test", ahead=ahead)
+    return list(started.sent)
 
 
 def advance(store: Store) -> list[hooks.Pending]:

@@ -6,7 +6,9 @@ import pytest
 
 from balsam_celery.errors import TaskFailed, TaskKilled, TaskTimeout
 from balsam_celery.service.outcome import celery_result
-from balsam_celery.service.requests import request_kill
+from balsam_celery.service.record import record
+from balsam_celery.service.requests import request_kill, retry
+from balsam_celery.settings import RetrySettings
 from balsam_celery.states import State
 from balsam_celery.store import allocations
 from balsam_celery.store.engine import Store
@@ -33,7 +35,7 @@ S = State
 def placed(store: Store) -> Store:
     """One task, t00001, DISPATCHED on a pilot."""
     add_pilot(store)
-    add(store, program("t00001", max_retries=1))
+    add(store, program("t00001", max_retries=1, retry_delay=0.0))
     [sent] = start(store)
     assert sent.spec.id == "t00001"
     return store
@@ -102,6 +104,65 @@ def test_failures_are_counted(placed: Store) -> None:
     assert isinstance(error, TaskTimeout)
     assert str(error) == "task t00001 failed: wall_time of 60 s is over"
     assert error.outcome["attempts"] == 2
+
+
+def test_a_retry_waits_until_its_time(store: Store) -> None:
+    add_pilot(store)
+    add(store, program("t00001", max_retries=2, retry_delay=30.0))
+    start(store)
+    before = store.clock()
+    tell(store, ended("t00001", code=3))
+    row = task(store, "t00001")
+    assert row.state is S.RESTART_READY
+    assert before + 30 <= row.not_before <= store.clock() + 30
+    assert start(store) == []
+
+
+def test_the_site_says_where_the_task_does_not(store: Store) -> None:
+    add_pilot(store)
+    add(store, program("t00001", max_retries=2), program("t00002", max_retries=2, retry_on=[]))
+    start(store)
+    said = RetrySettings(retry_on=("!exit:2",), delay=7)
+    before = store.clock()
+    store.run(
+        lambda conn: record(
+            conn, [ended("t00001", code=2), ended("t00002", code=2)], now=before, retry=said
+        )
+    )
+    assert task(store, "t00001").state is S.FAILED
+    row = task(store, "t00002")
+    assert (row.state, row.not_before) == (S.RESTART_READY, before + 7)
+
+
+@pytest.mark.parametrize("restartable", [False, True])
+def test_cuts_are_counted(store: Store, restartable: bool) -> None:
+    """In a row, where a task makes progress in between."""
+    add_pilot(store)
+    add(
+        store,
+        program("t00001", max_retries=9, retry_delay=0.0, restartable=restartable),
+    )
+    said = RetrySettings(max_cuts=3, max_restarts=3)
+
+    def attempt(number: int, *end: str) -> State:
+        start(store)
+        one = ended("t00001", *end, attempt=number, reason="")  # type: ignore[arg-type]
+        store.run(lambda conn: record(conn, [one], now=store.clock(), retry=said))
+        return task(store, "t00001").state
+
+    ends = [attempt(1, "lost"), attempt(2, "lost"), attempt(3, "timeout")]
+    assert ends == [S.RESTART_READY] * 3
+    assert task(store, "t00001").cuts == (0 if restartable else 2)
+    assert attempt(4, "lost") is (S.RESTART_READY if restartable else S.FAILED)
+    if restartable:
+        assert attempt(5, "lost") is S.RESTART_READY
+        assert attempt(6, "lost") is S.FAILED
+    setting = "max_restarts" if restartable else "max_cuts"
+    assert f"cut short 3 times before it was done, and [retry] {setting}" in (
+        task(store, "t00001").reason
+    )
+    assert retry(store, ["t00001"]).done == ("t00001",)
+    assert task(store, "t00001").cuts == 0
 
 
 @pytest.mark.parametrize("outcome", ["lost", "drained", "fenced", "killed"])

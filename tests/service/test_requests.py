@@ -53,7 +53,7 @@ def test_descendants_go_along_unless_told_not_to(store: Store) -> None:
 
 def test_retry_after_failure_and_after_kill(store: Store) -> None:
     add_pilot(store)
-    add(store, program("t00001", max_retries=1))
+    add(store, program("t00001", max_retries=1, retry_delay=0.0))
     for attempt in (1, 2):
         start(store)
         tell(store, ended("t00001", code=1, attempt=attempt))

@@ -88,10 +88,37 @@ def test_path(
     assert (way.states, way.counts) == (states, counts)
 
 
+def test_a_retry_pauses_twice_as_long_each_time() -> None:
+    said = {"max_retries": 9, "delay": 10.0, "max_delay": 60.0}
+    for failures, seconds in enumerate((10, 20, 40, 60, 60)):
+        way = path(S.RUNNING, policy(**said, failures=failures), ended("t", code=3))
+        assert (way.states[-1], way.pause) == (S.RESTART_READY, seconds)
+    last = path(S.RUNNING, policy(**said, failures=9), ended("t", code=3))
+    assert (last.states[-1], last.pause) == (S.FAILED, 0)
+    cut = path(S.RUNNING, policy(**said), ended("t", "drained", reason="its pilot stops"))
+    assert (cut.states[-1], cut.pause) == (S.RESTART_READY, 0)
+
+
+@pytest.mark.parametrize("outcome", ["drained", "lost"])
+def test_what_is_cut_short_too_often_is_given_up(outcome: Outcome) -> None:
+    end = ended("t", outcome, reason="allocation a1 ended")
+    assert path(S.RUNNING, policy(cuts=1, max_cuts=3), end).states[-1] is S.RESTART_READY
+    way = path(S.RUNNING, policy(cuts=2, max_cuts=3), end)
+    assert (way.states, way.counts) == ((S.RUN_TIMEOUT, S.FAILED), False)
+    assert way.reason == (
+        "cut short 3 times before it was done, and [retry] max_cuts in site.toml is 3;"
+        " the last time: allocation a1 ended"
+    )
+    # what never started was not cut
+    never = ended("t", outcome, started=None)
+    assert path(S.DISPATCHED, policy(cuts=9, max_cuts=3), never).states == (S.RESTART_READY,)
+
+
 def test_every_path_is_in_the_table() -> None:
     policies = [
-        policy(max_retries=retries, hooks=hooks, kill_asked=killed)
+        policy(max_retries=retries, hooks=hooks, kill_asked=killed, max_cuts=most)
         for retries in (0, 1)
+        for most in (None, 1)
         for hooks in ({}, {"postprocess": ["x"]}, {"handler": ["x"]})
         for killed in (False, True)
     ]

@@ -176,6 +176,23 @@ TABLE: dict[str, tuple[TaskFacts, str, list[str]]] = {
               attempt=attempt_row(exit_code=3)),
         "slots", ["It was tried once before (exit code 3); 2 retries left."],
     ),
+    "waits before it is tried again": (
+        facts(S.RESTART_READY,
+              row={"attempt": 1, "failures": 1, "max_retries": 3, "not_before": NOW + 20},
+              attempt=attempt_row(exit_code=3)),
+        "retry-delay",
+        ["It waits before it is tried again, until", "(in 20s)", "(exit code 3); 2 retries left."],
+    ),
+    "never to be retried": (
+        facts(S.FAILED, row=FAILED | {"failures": 1, "attempt": 1}, retry_on=("!exit:3",),
+              attempt=BAD),
+        "exit-code", ["[retry] retry_on (!exit:3) names '!exit:3'"],
+    ),
+    "cut too often": (
+        facts(S.FAILED, row=FAILED | {"failures": 0, "reason": "cut short 10 times"},
+              attempt=attempt_row(outcome="drained", exit_code=None)),
+        "cut-short", ["cut short 10 times."],
+    ),
     "taken back": (
         facts(S.RESTART_READY, row={"attempt": 2},
               attempt=attempt_row(outcome="fenced", exit_code=None, reason="its allocation ended")),
@@ -258,7 +275,7 @@ TABLE: dict[str, tuple[TaskFacts, str, list[str]]] = {
     "not retried": (
         facts(S.FAILED, row=FAILED | {"failures": 1, "attempt": 1, "retry_on": ["signal"]},
               attempt=BAD),
-        "exit-code", ["its retry_on (signal) does not name 'error'"],
+        "exit-code", ["its retry_on (signal) does not name 'exit:3'"],
     ),
     "failed with its parent": (
         facts(S.FAILED, row={"reason": "parent grid (parent-1) FAILED"},

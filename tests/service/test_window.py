@@ -38,6 +38,7 @@ def waiting(one: Candidate) -> Waiting:
         restartable=one.restartable,
         expected_time=one.expected_time,
         ran=None,
+        checkpoint_grace=0,
         application="",
     )
 

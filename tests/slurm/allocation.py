@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import secrets
 import subprocess
 import sys
 import threading
@@ -21,6 +22,8 @@ from tests.slurm_cluster import SlurmCluster
 from tests.waiting import wait_until
 
 WORKER = str(Path(__file__).with_name("rank_worker.py"))
+#: What is swept of an attempt is swept on the whole machine, also from other runs of these tests.
+TASK = f"t{secrets.token_hex(6)}"
 CORES = tuple(sorted(os.sched_getaffinity(0)))
 SITE = """\
 [site]

@@ -6,13 +6,14 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from balsam_celery import procs
 from tests import nasty
-from tests.slurm.allocation import Allocation, Worker, allocate
+from tests.slurm.allocation import TASK, Allocation, Worker, allocate
 from tests.slurm_cluster import SlurmCluster
 from tests.waiting import wait_until
 
@@ -91,27 +92,27 @@ def living(directory: Path) -> list[int]:
 def test_a_kill_gives_every_rank_its_grace(
     worker: Worker, allocation: Allocation, tmp_path: Path
 ) -> None:
-    worker.run("t1", sys.executable, "-c", GENTLE, str(tmp_path), kill_grace=30)
+    worker.run(TASK, sys.executable, "-c", GENTLE, str(tmp_path), kill_grace=30)
     wait_until(lambda: len(pids(tmp_path)) == 4, what="four ranks run")
-    worker.kill("t1")
-    ended = worker.ended("t1")
+    worker.kill(TASK)
+    ended = worker.ended(TASK)
     assert (ended.outcome, ended.reason) == ("killed", "asked")
     assert not living(tmp_path)
     assert {int(path.name.partition("-")[2]) for path in tmp_path.glob("term-*")} == set(
         pids(tmp_path)
     )
     assert allocation.steps() == []
-    assert ["swept", "t1/1", 30] in worker.heard(), "other nodes are reached at once"
+    assert ["swept", f"{TASK}/1", 30] in worker.heard(), "other nodes are reached at once"
 
 
 @pytest.mark.parametrize(("how", "processes"), [("deaf", 4), ("session", 8)])
 def test_a_kill_leaves_nothing(
     worker: Worker, allocation: Allocation, tmp_path: Path, how: str, processes: int
 ) -> None:
-    worker.run("t1", sys.executable, nasty.__file__, how, str(tmp_path / "pids"), kill_grace=1)
+    worker.run(TASK, sys.executable, nasty.__file__, how, str(tmp_path / "pids"), kill_grace=1)
     wait_until(lambda: len(pids(tmp_path)) == processes, what="all processes run")
-    worker.kill("t1")
-    assert worker.ended("t1").outcome == "killed"
+    worker.kill(TASK)
+    assert worker.ended(TASK).outcome == "killed"
     assert not living(tmp_path)
     assert allocation.steps() == []
 
@@ -125,8 +126,8 @@ def test_nothing_outlives_a_program_that_ends(
     It has no open file of ours either: launchers wait until all have closed a rank's.
     """
     command = (sys.executable, nasty.__file__, how, str(tmp_path / "pids"))
-    worker.run("t1", sys.executable, "-c", CLOSED, *command, kill_grace=1)
-    ended = worker.ended("t1")
+    worker.run(TASK, sys.executable, "-c", CLOSED, *command, kill_grace=1)
+    ended = worker.ended(TASK)
     assert (ended.outcome, ended.exit_code) == ("exit", 0)
     assert not living(tmp_path)
 
@@ -147,12 +148,12 @@ def test_a_kill_before_the_ranks_have_started(
 def test_ranks_end_with_a_launcher_that_is_killed(
     worker: Worker, allocation: Allocation, tmp_path: Path
 ) -> None:
-    worker.run("t1", sys.executable, nasty.__file__, "deaf", str(tmp_path / "pids"), kill_grace=1)
+    worker.run(TASK, sys.executable, nasty.__file__, "deaf", str(tmp_path / "pids"), kill_grace=1)
     wait_until(lambda: len(pids(tmp_path)) == 4, what="four ranks run")
-    [launcher] = procs.find(procs.Quarry(marks=frozenset(("BALSAM_ATTEMPT_MARK=t1/1",))))[:1]
+    [launcher] = procs.find(procs.Quarry(marks=frozenset((f"BALSAM_ATTEMPT_MARK={TASK}/1",))))[:1]
     assert launcher.pid not in pids(tmp_path)
     procs.send(launcher, 9)
-    ended = worker.ended("t1")
+    ended = worker.ended(TASK)
     assert (ended.outcome, ended.signal) == ("signal", 9)
     assert not living(tmp_path)
     assert allocation.steps() == []
@@ -163,16 +164,16 @@ def test_an_end_that_the_scheduler_cannot_confirm_waits(
     worker: Worker, allocation: Allocation, slurm_cluster: SlurmCluster, tmp_path: Path, kind: str
 ) -> None:
     """While the controller is away nobody can tell whether the step is over."""
-    worker.run("t1", sys.executable, nasty.__file__, "deaf", str(tmp_path / "pids"), kill_grace=1)
+    worker.run(TASK, sys.executable, nasty.__file__, "deaf", str(tmp_path / "pids"), kill_grace=1)
     wait_until(lambda: len(pids(tmp_path)) == 4, what="four ranks run")
     slurm_cluster.stop_controller()
     try:
-        worker.kill("t1")
+        worker.kill(TASK)
         wait_until(lambda: not living(tmp_path), what="the ranks are gone")
-        assert worker.outcome("t1") is None
+        assert worker.outcome(TASK) is None
     finally:
         slurm_cluster.start_controller()
-    assert worker.ended("t1", 120).outcome == "killed"
+    assert worker.ended(TASK, 120).outcome == "killed"
     assert allocation.steps() == []
 
 
@@ -185,15 +186,15 @@ def test_a_program_without_a_launcher_is_swept_on_all_its_nodes(
     if killed:
         (tmp_path / "wait").touch()
     command = (sys.executable, "-c", OWN_MEANS, str(found), sys.executable, nasty.__file__, "deaf")
-    worker.run("t1", *command, kill_grace=1)
+    worker.run(TASK, *command, kill_grace=1)
     if killed:
         wait_until(lambda: len(pids(tmp_path)) == 3, what="its processes run")
-        worker.kill("t1")
-    ended = worker.ended("t1")
+        worker.kill(TASK)
+    ended = worker.ended(TASK)
     assert (ended.outcome, ended.exit_code) == (("killed", None) if killed else ("exit", 0))
     assert len(pids(tmp_path)) == 3
     assert not living(tmp_path)
-    assert ["swept", "t1/1", 1] in worker.heard(), "its other nodes are reached"
+    assert ["swept", f"{TASK}/1", 1] in worker.heard(), "its other nodes are reached"
     wait_until(lambda: allocation.steps() == [], 30, "Slurm has seen the end of its step")
 
 
@@ -201,12 +202,14 @@ def test_ranks_that_the_end_of_the_job_has_ended_are_drained(
     worker: Worker, tmp_path: Path, kind: str
 ) -> None:
     """Slurm's TERM may reach the ranks before the pilot: that must not cost a try."""
-    worker.run("t1", sys.executable, nasty.__file__, "plain", str(tmp_path / "pids"))
+    worker.run(TASK, sys.executable, nasty.__file__, "plain", str(tmp_path / "pids"))
     wait_until(lambda: len(pids(tmp_path)) == 4, what="four ranks run")
-    mark = frozenset(("BALSAM_ATTEMPT_MARK=t1/1",))
+    mark = frozenset((f"BALSAM_ATTEMPT_MARK={TASK}/1",))
     for pid in pids(tmp_path):
-        os.kill(pid, signal.SIGTERM)
+        # a launcher that has seen one rank end may have ended the others
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
     wait_until(lambda: not procs.find(procs.Quarry(marks=mark)), what="the launcher has ended")
     worker.drain()
-    ended = worker.ended("t1")
+    ended = worker.ended(TASK)
     assert (ended.outcome, ended.reason) == ("drained", "the test is over"), ended

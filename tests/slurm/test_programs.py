@@ -56,7 +56,7 @@ for n in range(288):
     kind = "fail" if n % 20 == 0 else "flaky" if n % 20 == 1 else "ok"
     shape = [dict(), dict(node_packing_count=1), dict(ranks_per_node=2), dict(num_nodes=2)][n % 4]
     signatures.append(mixed.s(kind=kind).set(
-        name=f"mixed-{kind}", max_retries=1 if kind == "flaky" else 0, **shape))
+        name=f"mixed-{kind}", max_retries=1 if kind == "flaky" else 0, retry_delay=0, **shape))
 for n in range(12):
     signatures.append(ranks.s().set(name="mixed-ok", num_nodes=1 + n % 4, ranks_per_node=2))
 print(json.dumps([result.id for result in submit_many(signatures)]))

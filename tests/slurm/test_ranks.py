@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from balsam_celery.resources import GpuShare, NodeShare
-from tests.slurm.allocation import CORES, Allocation, Worker, allocate
+from tests.slurm.allocation import CORES, TASK, Allocation, Worker, allocate
 from tests.slurm_cluster import SlurmCluster
 
 PROGRAM = (sys.executable, str(Path(__file__).parents[1] / "mpi_program.py"))
@@ -59,8 +59,8 @@ def rows(worker: Worker, name: str) -> list[Any]:
 
 
 def test_ranks_form_one_world_on_the_nodes_given(worker: Worker, kind: str) -> None:
-    worker.run("t1", *PROGRAM, ranks_per_node=2, environment=LIBRARY.get(kind, {}))
-    found = rows(worker, "t1")
+    worker.run(TASK, *PROGRAM, ranks_per_node=2, environment=LIBRARY.get(kind, {}))
+    found = rows(worker, TASK)
     assert [(row["rank"], row["size"]) for row in found] == [(rank, 6) for rank in range(6)]
     nodes = Counter(row["environment"]["SLURMD_NODENAME"] for row in found)
     assert nodes == {"n2": 2, "n3": 2, "n5": 2}
@@ -69,7 +69,7 @@ def test_ranks_form_one_world_on_the_nodes_given(worker: Worker, kind: str) -> N
     environment = found[-1]["environment"]
     listed = Path(environment["BALSAM_NODEFILE"]).read_text().split()
     assert listed == ["n2", "n3", "n5"]
-    assert environment["BALSAM_RANK_MARK"] == "t1/1"
+    assert environment["BALSAM_RANK_MARK"] == f"{TASK}/1"
 
 
 def test_srun_with_pmix(allocation: Allocation, tmp_path: Path) -> None:
@@ -82,8 +82,8 @@ def test_srun_with_pmix(allocation: Allocation, tmp_path: Path) -> None:
     worker = Worker(allocation, tmp_path, ("n2", "n3", "n5"), "srun", "pmix")
     try:
         environment = {**LIBRARY["openmpi"], "OMPI_MCA_btl": "self,tcp"}
-        worker.run("t1", *PROGRAM, ranks_per_node=2, environment=environment)
-        found = rows(worker, "t1")
+        worker.run(TASK, *PROGRAM, ranks_per_node=2, environment=environment)
+        found = rows(worker, TASK)
     finally:
         worker.close()
     assert [(row["rank"], row["size"]) for row in found] == [(rank, 6) for rank in range(6)]
@@ -99,8 +99,8 @@ def test_each_rank_has_its_own_cores_and_gpus_of_its_own_node(worker: Worker) ->
         NodeShare("n3", CORES, (GpuShare(2, 1.0), GpuShare(3, 1.0))),
         NodeShare("n5", CORES[:1], (GpuShare(7, 1.0),)),
     )
-    worker.run("t1", *SEEN, ranks_per_node=2, shares=shares, environment={"MINE": "a b"})
-    found = rows(worker, "t1")
+    worker.run(TASK, *SEEN, ranks_per_node=2, shares=shares, environment={"MINE": "a b"})
+    found = rows(worker, TASK)
     half = len(CORES) // 2
     first, second = (CORES[: len(CORES) - half], CORES[len(CORES) - half :] or CORES)
     assert sorted(found) == [
@@ -114,14 +114,14 @@ def test_each_rank_has_its_own_cores_and_gpus_of_its_own_node(worker: Worker) ->
 
 
 def test_a_task_that_asks_for_no_binding_has_none(worker: Worker) -> None:
-    worker.run("t1", *SEEN, pin=False, environment={"CUDA_VISIBLE_DEVICES": "own"})
-    assert [row[1:3] for row in rows(worker, "t1")] == [[list(CORES), "own"]] * 3
+    worker.run(TASK, *SEEN, pin=False, environment={"CUDA_VISIBLE_DEVICES": "own"})
+    assert [row[1:3] for row in rows(worker, TASK)] == [[list(CORES), "own"]] * 3
 
 
 def test_there_may_be_more_ranks_than_cores(worker: Worker) -> None:
     count = 5  # Slurm counts four cores on each node
-    worker.run("t1", *SEEN, ranks_per_node=count, pin=False)
-    found = rows(worker, "t1")
+    worker.run(TASK, *SEEN, ranks_per_node=count, pin=False)
+    found = rows(worker, TASK)
     assert Counter(row[0] for row in found) == dict.fromkeys(("n2", "n3", "n5"), count)
     assert all(row[1] == list(CORES) for row in found)
 
@@ -166,8 +166,8 @@ def test_programs_may_launch_programs(worker: Worker, kind: str) -> None:
         "        stdin=subprocess.DEVNULL)\n"
     )
     environment = {**LIBRARY.get(kind, {}), "PYTHONPATH": os.pathsep.join(sys.path)}
-    worker.run("t1", sys.executable, "-c", inner, kind, *PROGRAM, environment=environment)
-    found = rows(worker, "t1")
+    worker.run(TASK, sys.executable, "-c", inner, kind, *PROGRAM, environment=environment)
+    found = rows(worker, TASK)
     assert [(row["rank"], row["size"]) for row in found] == [(rank, 4) for rank in range(4)]
     nodes = Counter(row["environment"]["SLURMD_NODENAME"] for row in found)
     assert nodes == {"n5": 2, "n8": 2}
@@ -179,8 +179,8 @@ def test_one_node_of_a_batch_job_goes_through_srun_too(
 ) -> None:
     worker = Worker(allocation, tmp_path, ("n1",), kind)
     try:
-        worker.run("t1", *PROGRAM, ranks_per_node=2)
-        assert [row["size"] for row in rows(worker, "t1")] == [2, 2]
+        worker.run(TASK, *PROGRAM, ranks_per_node=2)
+        assert [row["size"] for row in rows(worker, TASK)] == [2, 2]
         worker.run("t2", *SEEN, launcher="srun")
         assert [row[0] for row in rows(worker, "t2")] == ["n1"]
         worker.run("t3", "/no/such/program", ranks_per_node=2)

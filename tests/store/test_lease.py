@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import threading
 
 import pytest
 
+from balsam_celery.holders import is_dead, new_holder
 from balsam_celery.store import lease
 from balsam_celery.store.engine import Store
 from tests.store.conftest import Clock
@@ -109,3 +113,45 @@ def test_of_racing_holders_exactly_one_leads(store: Store, clock: Clock, expired
         clock.now += 20
     terms = race(8, lambda index: lease.acquire(store, "service", f"holder-{index}", 15))
     assert [term for term in terms if term is not None] == [2 if expired else 1]
+
+
+def held_elsewhere(store: Store) -> subprocess.Popen[str]:
+    """A process that holds the lease ``service`` for an hour, as this process is told."""
+    code = (
+        "import sys; from balsam_celery.holders import new_holder; "
+        "print(new_holder(), flush=True); sys.stdin.read()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert lease.acquire(store, "service", process.stdout.readline().strip(), 3600) == 1
+    return process
+
+
+def test_the_lease_of_a_process_that_was_killed_is_free_at_once(store: Store) -> None:
+    with held_elsewhere(store) as process:
+        assert lease.acquire(store, "service", new_holder(), 15) is None, "it lives"
+        process.kill()
+        process.wait()
+        assert lease.acquire(store, "service", new_holder(), 15) == 2
+
+
+def test_a_paused_process_is_not_a_dead_one(store: Store) -> None:
+    with held_elsewhere(store) as process:
+        process.send_signal(signal.SIGSTOP)
+        try:
+            assert lease.acquire(store, "service", new_holder(), 15) is None
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("field", [0, 3])
+def test_of_another_machine_nobody_knows(store: Store, field: int) -> None:
+    """Another host's name, or another start of this one: only time tells."""
+    parts = new_holder().split(":")
+    parts[1] = "4194305"  # above the highest pid
+    parts[field] = "another"
+    assert not is_dead(":".join(parts))
+    assert lease.acquire(store, "service", ":".join(parts), 15) == 1
+    assert lease.acquire(store, "service", new_holder(), 15) is None

@@ -100,3 +100,9 @@ def dispatched(
     with store.write() as conn:
         assert len(move(conn, moves, now=store.clock(), who="test")) == len(moves)
         conn.execute(insert(schema.attempt), [row])
+
+
+def rows(store: Store, *states: AllocationState) -> list[AllocationRow]:
+    """Rows of allocations in one of ``states``, or of all."""
+    with store.read() as conn:
+        return allocations.list_allocations(conn, states or None)

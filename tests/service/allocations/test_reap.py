@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from kombu.transport.redis import Channel
 
 from balsam_celery import keys
 from balsam_celery.outbox import Outbox
@@ -136,6 +137,11 @@ def test_only_what_has_ended_is_reaped(store: Store, site: Site) -> None:
     assert task(store, "runs01").state is State.RUNNING
 
 
+#: kombu's own names of where it keeps bindings, and again those that do not expire.
+TABLE = Channel.keyprefix_queue.removesuffix(".%s")
+PERMANENT = Channel.keyprefix_binding_permanent.removesuffix(".%s")
+
+
 def test_the_keys_of_a_dead_pilot_are_deleted(
     store: Store, site: Site, client: redis.Redis
 ) -> None:
@@ -154,10 +160,12 @@ def test_the_keys_of_a_dead_pilot_are_deleted(
         client.rpush(key, "x")
     client.hset(keys.heartbeats(prefix, "p1"), "n0", "x")
     client.hset(keys.limits(prefix, "p1"), "n0", "1")
-    client.sadd(f"{prefix}_kombu.binding.{keys.pilot_queue('p1', 'n0')}", "x")
     others = (b"\x06\x16\x06\x16service@here.celery.pidbox",)
-    client.sadd(f"{prefix}_kombu.binding.celery.pidbox", f"\x06\x16\x06\x16{mailbox}", *others)
+    bindings = [f"{prefix}{kind}." for kind in (TABLE, PERMANENT)]
+    for kind in bindings:
+        client.sadd(kind + keys.pilot_queue("p1", "n0"), "x")
+        client.sadd(f"{kind}celery.pidbox", f"\x06\x16\x06\x16{mailbox}", *others)
     reap(store, site, id, record=Recorder(store), client=client)
     left = set(client.scan_iter(match=f"{prefix}*"))
-    assert left == {f"{prefix}_kombu.binding.celery.pidbox".encode()}
-    assert client.smembers(f"{prefix}_kombu.binding.celery.pidbox") == set(others)
+    assert left == {f"{kind}celery.pidbox".encode() for kind in bindings}
+    assert all(client.smembers(key) == set(others) for key in left)

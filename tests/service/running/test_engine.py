@@ -45,7 +45,7 @@ def test_from_rows_to_results(
     make_engine: MakeEngine, store: Store, player: Player, app: Celery[Any]
 ) -> None:
     ids = [f"t{number:05}" for number in range(40)]
-    add(store, *(program(id, max_retries=1) for id in ids), now=time.time())
+    add(store, *(program(id, max_retries=1, retry_delay=0.0) for id in ids), now=time.time())
     make_engine()
     player.register("p1", (2, 2))
     taken: dict[tuple[str, int], str] = {}

@@ -60,7 +60,11 @@ def test_success_failure_retry_and_kill(
 ) -> None:
     make_engine()
     player.register("p1")
-    add(store, program("t00001", name="relax water", max_retries=1), now=time.time())
+    add(
+        store,
+        program("t00001", name="relax water", max_retries=1, retry_delay=0.0),
+        now=time.time(),
+    )
     [spec] = player.wait_specs(1, "p1")
     found = wait_seen(seen, "t00001", "RECEIVED")
     assert (found.name, found.args, found.worker.hostname) == ("relax water", "/bin/true", "n0@p1")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
+from balsam_celery.service.place import Sent
 from balsam_celery.states import State
 from balsam_celery.store.engine import Store
-from tests.service.acting import start, step
+from balsam_celery.store.insert import insert_tasks
+from tests.service.acting import start_in, step
 from tests.service.running.conftest import MakeEngine
 from tests.service.running.player import Player
 from tests.store.making import add, program, task
@@ -30,12 +32,12 @@ def test_slots_that_another_leader_gave_are_not_given_again(
     term = engine.leadership.term
     stolen = text("UPDATE lease SET holder = 'other', term = term + 1, expires = 0")
 
-    def lead_for_a_moment() -> None:
-        store.run(lambda conn: conn.execute(stolen))
-        add(store, program("t00002"), now=time.time())
-        assert [sent.spec.id for sent in start(store)] == ["t00002"]
+    def lead_for_a_moment(conn: Connection) -> list[Sent]:
+        conn.execute(stolen)
+        insert_tasks(conn, [program("t00002")], now=time.time(), who="test")
+        return start_in(conn, time.time())
 
-    lead_for_a_moment()
+    assert [sent.spec.id for sent in store.run(lead_for_a_moment)] == ["t00002"]
     wait_until(lambda: engine.leadership.term not in (None, term), 20, "it leads again")
     add(store, program("t00003"), step("s00001"), now=time.time())
     wait_until(lambda: task(store, "s00001").state is S.DISPATCHED, 20, "it looked")

@@ -1,0 +1,120 @@
+"""After the faults: wait until the site has come to rest, and look at all that it left."""
+
+from __future__ import annotations
+
+import json
+
+import redis
+from sqlalchemy import func, select
+
+from balsam_celery import procs
+from balsam_celery.errors import StoreError
+from balsam_celery.states import FINAL, State, celery_state
+from balsam_celery.store import schema
+from tests.chaos import audit, workload
+from tests.chaos.ledger import Line
+from tests.chaos.report import Result
+from tests.chaos.world import World
+from tests.waiting import wait_until
+
+#: Seconds for the last tasks; what is not final then is lost.
+PATIENCE = 240.0
+_TOLD = 20
+
+
+def wait_for_the_end(world: World, count: int) -> None:
+    """Wait until all tasks are final, or for long enough."""
+    task = schema.task.c
+    query = select(func.count()).where(
+        task.workflow == workload.WORKFLOW, task.state.in_([str(state) for state in FINAL])
+    )
+    _within(PATIENCE, lambda: _scalar(world, query) == count)
+    _within(60.0, lambda: _scalar(world, select(func.count()).select_from(schema.effect)) == 0)
+
+
+def _scalar(world: World, query: object) -> int:
+    try:
+        with world.live.store.read() as conn:
+            return int(conn.scalar(query) or 0)  # type: ignore[call-overload]
+    except StoreError:
+        return -1
+
+
+def _within(seconds: float, condition: object) -> None:
+    try:
+        wait_until(condition, seconds)  # type: ignore[arg-type]
+    except AssertionError:
+        return  # the audit tells what is missing
+
+
+def fill_in(world: World, result: Result, count: int, lines: list[Line]) -> None:
+    """Make the audit; the allocations are ended on the way, the site stays up."""
+    with world.live.store.read() as conn:
+        tasks = schema.task.c
+        rows = conn.execute(select(schema.task).where(tasks.workflow == workload.WORKFLOW))
+        rows = [dict(row) for row in rows.mappings()]
+        attempts = [dict(row) for row in conn.execute(select(schema.attempt)).mappings()]
+        by_id = select(schema.event).order_by(schema.event.c.id)
+        events = [dict(row) for row in conn.execute(by_id).mappings()]
+        owed = conn.scalar(select(func.count()).select_from(schema.effect))
+    site = world.live.site.settings.site.id
+    found = audit.audit(site, workload.tasks(result.seed, count), lines, rows, attempts, events)
+    if owed:
+        found.owed.append(f"{owed} effects are not performed")
+    found.owed += _results(world, rows)
+    world.live.balsam("allocations", "cancel", "--all")
+    _within(60.0, lambda: not _alive(world))
+    _within(60.0, lambda: not _keys(world))
+    found.keys += _keys(world)
+    found.orphans += [f"pid {pid}" for pid in sorted(_orphans(rows))]
+    result.tasks, result.attempts = len(rows), len(attempts)
+    result.done_again = audit.done_again(lines)
+    result.findings = found.counts()
+    result.told = found.told()[:_TOLD]
+
+
+def _results(world: World, rows: list[dict[str, object]]) -> list[str]:
+    """Celery results that Redis has and that are not the row's; the backend asks SQL for others."""
+    prefix = world.live.site.settings.key_prefix
+    found = []
+    with world.redis() as client:
+        for row in rows:
+            kept = client.get(f"{prefix}celery-task-meta-{row['id']}")
+            status = json.loads(kept)["status"] if kept is not None else None
+            wanted = celery_state(State(str(row["state"])))
+            if status not in (None, wanted):
+                found.append(f"{row['id']}: the Celery result is {status}, the task {wanted}")
+    return found
+
+
+def _alive(world: World) -> list[str]:
+    pilot = schema.pilot.c
+    with world.live.store.read() as conn:
+        return list(conn.scalars(select(pilot.id).where(pilot.state != "ENDED")))
+
+
+def _keys(world: World) -> list[str]:
+    """Keys of pilots that have ended, but for those that go by themselves."""
+    prefix = world.live.site.settings.key_prefix
+    pilot = schema.pilot.c
+    with world.live.store.read() as conn:
+        ended = list(conn.scalars(select(pilot.id).where(pilot.state == "ENDED")))
+    found = []
+    try:
+        with world.redis() as client:
+            for key in client.scan_iter(f"{prefix}*", count=1000):
+                name = key.decode(errors="replace")
+                if any(id in name for id in ended) and client.ttl(key) < 0:
+                    found.append(name)
+    except redis.RedisError as error:
+        return [f"Redis does not answer: {error}"]
+    return found
+
+
+def _orphans(rows: list[dict[str, object]]) -> set[int]:
+    """Processes of tasks that live though all tasks are final."""
+    return {
+        pid
+        for pid in procs.marked([f"BALSAM_TASK_ID={row['id']}" for row in rows])
+        if procs.identity(pid) is not None
+    }

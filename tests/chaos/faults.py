@@ -1,0 +1,219 @@
+"""How each kind of fault is done and lifted; the functions' names are those of the kinds."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import threading
+from collections.abc import Callable
+
+import redis
+from sqlalchemy import select
+
+from balsam_celery import procs
+from balsam_celery.errors import StoreError
+from balsam_celery.procs import Identity
+from balsam_celery.store import schema
+from tests.acceptance.live import BIN
+from tests.chaos import messages
+from tests.chaos.plan import Fault
+from tests.chaos.world import World
+
+#: Lifts a fault.
+Lift = Callable[[], None]
+#: Seconds by which a clock goes wrong, at the least and at the most.
+WRONG = (60.0, 1800.0)
+_SITE = ("service", "beat", "transitions", "redis", "supervisor")
+_pause = threading.Event()
+
+
+class NotNow(Exception):
+    """There is nothing to be broken at the moment."""
+
+
+def inject(world: World, fault: Fault) -> Lift | None:
+    """Do what the fault says; returns what lifts it, ``None`` if that is for the site to do.
+
+    Raises:
+        NotNow: there is no victim now.
+    """
+    action, _, whom = fault.kind.partition(":")
+    if fault.kind in _SPECIAL:
+        return _SPECIAL[fault.kind](world, fault)
+    victim = _victim(world, whom, fault.choice)
+    if action == "kill":
+        procs.send(victim, signal.SIGKILL)
+        return None
+    assert action == "pause", fault.kind
+    procs.send(victim, signal.SIGSTOP)
+    return lambda: _go_on(victim)
+
+
+def _go_on(victim: Identity) -> None:
+    procs.send(victim, signal.SIGCONT)
+
+
+def _victim(world: World, whom: str, choice: float) -> Identity:
+    if whom in _SITE:
+        process = world.process(whom)
+        candidates = [process] if process is not None else []
+    elif whom == "worker":
+        candidates = world.workers()
+    else:
+        candidates = [pilot.process for pilot in world.pilots()]
+    if not candidates:
+        raise NotNow(f"no {whom}")
+    return candidates[int(choice * len(candidates))]
+
+
+def _kill_supervisor(world: World, fault: Fault) -> Lift:
+    procs.send(_victim(world, "supervisor", fault.choice), signal.SIGKILL)
+
+    def again() -> None:
+        """What a user or a cron job does; until all answers."""
+        while True:
+            done = subprocess.run(
+                [str(BIN / "balsam"), "up"], env=world.live.environment,
+                capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            if done.returncode == 0:
+                return
+            world.notes.append(f"balsam up: {done.stderr.strip()}")
+            _pause.wait(1.0)
+
+    return again
+
+
+def _kill_service_owing(world: World, _fault: Fault) -> None:
+    """Stop the service, look whether it owes a result that Redis has not, and kill it then."""
+    effect = schema.effect.c
+    query = select(effect.task).where(effect.kind == "result")
+    for _ in range(400):
+        service = world.process("service")
+        if service is None:
+            raise NotNow("no service")
+        procs.send(service, signal.SIGSTOP)
+        try:
+            with world.live.store.read() as conn:
+                owed = list(conn.scalars(query))
+            with world.redis() as client:
+                prefix = world.live.site.settings.key_prefix
+                kept = (
+                    client.mget([f"{prefix}celery-task-meta-{id}" for id in owed]) if owed else []
+                )
+            if any(result is None for result in kept):
+                procs.send(service, signal.SIGKILL)
+                return
+        except (StoreError, redis.RedisError):
+            raise NotNow("SQL or Redis is away") from None
+        finally:
+            procs.send(service, signal.SIGCONT)
+        _pause.wait(0.005)
+    raise NotNow("the service owed nothing whenever it was looked at")
+
+
+def _message_twice(world: World, _fault: Fault) -> None:
+    _send_again(world, _seen(world))
+
+
+def _message_late(world: World, _fault: Fault) -> Lift:
+    seen = _seen(world)
+
+    def again() -> None:
+        while True:
+            try:
+                _send_again(world, seen)
+                return
+            except NotNow:
+                _pause.wait(0.5)
+
+    return again
+
+
+def _seen(world: World) -> list[messages.Message]:
+    try:
+        with world.redis() as client:
+            prefix = world.live.site.settings.key_prefix
+            seen = messages.watch(client, prefix, most=40, within=2.0)
+    except (redis.RedisError, OSError):
+        raise NotNow("Redis is away") from None
+    if not seen:
+        raise NotNow("no message passed")
+    return seen
+
+
+def _send_again(world: World, seen: list[messages.Message]) -> None:
+    try:
+        with world.redis() as client:
+            messages.send_again(client, seen)
+    except redis.RedisError:
+        raise NotNow("Redis is away") from None
+
+
+def _cut_network(world: World, fault: Fault) -> Lift:
+    networks = world.house.namespaces
+    assert networks is not None
+    victim = _victim(world, "pilot", fault.choice)
+    name = world.house.network_of(victim.pid)
+    if name is None:
+        raise NotNow("the pilot has no network of its own")
+    networks.cut(name)
+    return lambda: networks.mend(name)
+
+
+def _wrong_clock(world: World, fault: Fault) -> Lift:
+    victim = _victim(world, "pilot", fault.choice)
+    least, most = WRONG
+    error = least + (most - least) * (fault.choice * 997 % 1)
+    if fault.kind == "clock:behind":
+        error = -error
+    if not world.house.set_clock(victim.pid, error):
+        raise NotNow("the pilot's clock cannot be set")
+
+    def right() -> None:
+        world.house.set_clock(victim.pid, 0.0)
+
+    return right
+
+
+def _kill_postgres(world: World, _fault: Fault) -> Lift:
+    assert world.postgres is not None
+    world.postgres.halt(signal.SIGKILL)
+    return world.postgres.resume
+
+
+def _stop_postgres(world: World, _fault: Fault) -> Lift:
+    assert world.postgres is not None
+    world.postgres.halt(signal.SIGINT)
+    return world.postgres.resume
+
+
+def _kill_controller(world: World, _fault: Fault) -> Lift:
+    cluster = world.cluster
+    assert cluster is not None
+    cluster.stop_controller(signal.SIGKILL)
+    return cluster.start_controller
+
+
+def _kill_slurmd(world: World, fault: Fault) -> Lift:
+    cluster = world.cluster
+    assert cluster is not None
+    name = f"n{1 + int(fault.choice * 8)}"
+    cluster.kill_slurmd(name)
+    return lambda: cluster.start_slurmd(name)
+
+
+_SPECIAL: dict[str, Callable[[World, Fault], Lift | None]] = {
+    "kill:supervisor": _kill_supervisor,
+    "kill:service-owing": _kill_service_owing,  # type: ignore[dict-item]
+    "message:twice": _message_twice,  # type: ignore[dict-item]
+    "message:late": _message_late,
+    "cut:network": _cut_network,
+    "cut:short": _cut_network,
+    "clock:ahead": _wrong_clock,
+    "clock:behind": _wrong_clock,
+    "kill:postgres": _kill_postgres,
+    "stop:postgres": _stop_postgres,
+    "kill:slurmctld": _kill_controller,
+    "kill:slurmd": _kill_slurmd,
+}
