@@ -2,7 +2,7 @@
 
 A broken node (a lost mount, a dead GPU) ends what it is given within seconds, so it is given more
 than any other and eats the backlog. Tasks that are broken themselves look alike from there, so a
-node is suspected only for tasks that failed nowhere else, while other nodes of its pilot fare well.
+node is suspected only for tasks that failed nowhere else, while other nodes fare well.
 """
 
 from __future__ import annotations
@@ -71,11 +71,11 @@ def verdict_of(ended: Ended, within: float) -> Verdict | None:
 
 
 def suspects(runs: Sequence[Run], nodes: Collection[str], rule: Rule) -> list[Suspect]:
-    """The nodes to put aside.
+    """The nodes to put aside; for tasks that fail there alone not the last one.
 
     Args:
-        runs: of one pilot, oldest first.
-        nodes: those of the pilot that may be used.
+        runs: oldest first.
+        nodes: those that may be used.
         rule: see there.
     """
     found: list[Suspect] = []

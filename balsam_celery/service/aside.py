@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, bindparam, update
 
@@ -22,8 +21,8 @@ from balsam_celery.store import schema
 from balsam_celery.suspects import Rule, Run, Suspect, suspects, verdict_of
 from balsam_celery.wire import Ended
 
-#: Ends that are remembered of a pilot.
-_MOST = 500
+#: Ends that are remembered: so many tasks of a broken node come back at the most.
+_MOST = 2000
 
 
 def rule_of(retry: RetrySettings) -> Rule:
@@ -31,19 +30,15 @@ def rule_of(retry: RetrySettings) -> Rule:
     return Rule(retry.bad_node_tasks, float(retry.bad_node_time))
 
 
-@dataclass(slots=True)
-class _Seen:
-    runs: deque[Run] = field(default_factory=lambda: deque(maxlen=_MOST))
-    aside: dict[str, str] = field(default_factory=dict)  # reason by node
-    again: set[str] = field(default_factory=set)  # tasks that were given back once
-
-
 class Watch:
-    """What the service has seen of the nodes of each pilot."""
+    """What the service has seen of the nodes of all pilots, each named ``(pilot, node)`` here."""
 
     def __init__(self, rule: Rule) -> None:
         self._rule = rule
-        self._seen: dict[str, _Seen] = {}
+        self._runs: deque[Run] = deque(maxlen=_MOST)
+        self._trail: dict[str, int] = {}  # ends since the last good one, by node
+        self._aside: dict[str, str] = {}  # reason by node
+        self._again: set[str] = set()  # tasks that were given back once
 
     def note(
         self, ends: Sequence[tuple[str, str, Ended]], ledger: Ledger, now: float
@@ -52,46 +47,54 @@ class Watch:
 
         Of a node that is aside already, those tasks that ended there since.
         """
-        for gone in self._seen.keys() - ledger.pilots.keys():
-            del self._seen[gone]
-        found: list[tuple[str, Suspect]] = []
-        failing: set[str] = set()
+        self._forget(ledger)
+        found: list[Suspect] = []
         for pilot, node, ended in ends:
             verdict = verdict_of(ended, self._rule.within)
             if verdict is None or pilot not in ledger.pilots:
                 continue
-            seen = self._seen.setdefault(pilot, _Seen())
+            key = f"{pilot}/{node}"
             reason = ended.reason or f"exit code {ended.exit_code}"
-            seen.runs.append(Run(node, ended.id, verdict, reason))
-            if verdict == "good":
-                continue
-            if node in seen.aside and verdict == "bad":
-                found.append((pilot, Suspect(node, seen.aside[node], (ended.id,))))
-            failing.add(pilot)
-        for pilot in sorted(failing):
-            found += [(pilot, one) for one in self._judge(pilot, ledger, now)]
-        return [(pilot, self._once(pilot, one)) for pilot, one in found]
+            self._runs.append(Run(key, ended.id, verdict, reason))
+            self._trail[key] = 0 if verdict == "good" else self._trail.get(key, 0) + 1
+            if key in self._aside and verdict == "bad":
+                found.append(Suspect(key, self._aside[key], (ended.id,)))
+        least = min(self._rule.tasks or self._rule.starts, self._rule.starts)
+        if any(length >= least for key, length in self._trail.items() if key not in self._aside):
+            found += self._judge(ledger, now)
+        return [self._once(one) for one in found]
 
-    def _judge(self, pilot: str, ledger: Ledger, now: float) -> list[Suspect]:
-        seen, free = self._seen[pilot], ledger.pilots[pilot]
-        nodes = {node.capacity.name for node in free.nodes if not node.lost} - seen.aside.keys()
-        # what runs for longer than bad ones do speaks for its node as a good end does
-        running = [
-            Run(one.shares[0].node, one.id, "good")
-            for one in free.holdings.values()
-            if len(one.shares) == 1
-            and not one.shares[0].queued
-            and now - one.since > self._rule.within
-        ]
-        return suspects([*running, *seen.runs], nodes, self._rule)
+    def _forget(self, ledger: Ledger) -> None:
+        """Let go of pilots that have ended; what ran there still tells of its tasks."""
+        for book in (self._trail, self._aside):
+            for key in [key for key in book if key.partition("/")[0] not in ledger.pilots]:
+                del book[key]
+        if not self._aside:
+            self._again.clear()
 
-    def _once(self, pilot: str, one: Suspect) -> Suspect:
+    def _judge(self, ledger: Ledger, now: float) -> list[Suspect]:
+        nodes, running = set(), []
+        for pilot, free in ledger.pilots.items():
+            if not free.draining:
+                usable = (node.capacity.name for node in free.nodes if not node.lost)
+                nodes |= {f"{pilot}/{name}" for name in usable} - self._aside.keys()
+            # what runs for longer than bad ones do speaks for its node as a good end does
+            running += [
+                Run(f"{pilot}/{one.shares[0].node}", one.id, "good")
+                for one in free.holdings.values()
+                if len(one.shares) == 1
+                and not one.shares[0].queued
+                and now - one.since > self._rule.within
+            ]
+        return suspects([*running, *self._runs], nodes, self._rule)
+
+    def _once(self, one: Suspect) -> tuple[str, Suspect]:
         """A task is given back once; if it fails elsewhere too, that is its own."""
-        seen = self._seen[pilot]
-        seen.aside.setdefault(one.node, one.reason)
-        tasks = tuple(task for task in one.tasks if task not in seen.again)
-        seen.again.update(tasks)
-        return Suspect(one.node, one.reason, tasks)
+        self._aside.setdefault(one.node, one.reason)
+        tasks = tuple(task for task in one.tasks if task not in self._again)
+        self._again.update(tasks)
+        pilot, _, node = one.node.partition("/")
+        return pilot, Suspect(node, one.reason, tasks)
 
 
 def put_aside(batch: Batch, pilot: str, one: Suspect) -> None:

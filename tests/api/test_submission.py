@@ -96,6 +96,12 @@ def test_not_before(play: Played) -> None:
         ({"retry_on": ["exit:9-3"]}, "retry_on holds 'exit:9-3'"),
         ({"retry_on": 3}, "retry_on is 3: give a list"),
         ({"retry_delay": "soon"}, "retry_delay is 'soon'"),
+        ({"end_signal": "USR1"}, "end_signal is 'USR1': give checkpoint_grace too"),
+        (
+            {"checkpoint_grace": "11m"},
+            r"is 11m: \[pilot\] max_checkpoint_grace in site.toml is 10m",
+        ),
+        ({"checkpoint_grace": 60, "wall_time": 60}, "give less than wall_time, which is 1m"),
         ({"end_signal": "KILL"}, "end_signal is 'KILL': give a signal that a program can catch"),
         ({"tags": "one"}, "tags is 'one'"),
         ({"environment": {"A=B": "1"}}, "without '='"),

@@ -105,7 +105,7 @@ def test_full_disk_under_the_work_directory(pilot: Pilot, full_disk: Path) -> No
     wanted = [f"{full_disk}/{no_file}/stdout", f"{full_disk}/{no_directory}"]
     for task, path in zip((no_file, no_directory), wanted, strict=True):
         ended = pilot.service.ended(task)
-        assert ended.outcome == "cannot-start"
+        assert ended.outcome == "unfit"
         assert ended.reason == f"cannot start: No space left on device: {path}"
 
 

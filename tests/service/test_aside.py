@@ -53,6 +53,7 @@ def test_tasks_run_elsewhere(store: Store) -> None:
     [*there] = (id for id in ids if nodes[id] == broken)
     [*elsewhere] = (id for id in ids if nodes[id] != broken)
     watch = Watch(RULE)
+    # what is known of elsewhere comes late, or early
     assert notice(store, watch, tell(store, ended(elsewhere[0]))) == []
     assert notice(store, watch, tell(store, *(ended(id, code=1) for id in there[:2]))) == []
     assert task(store, there[0]).state is S.FAILED
@@ -73,6 +74,23 @@ def test_tasks_run_elsewhere(store: Store) -> None:
     recorded = tell(store, ended(there[0], code=1, attempt=2))
     assert notice(store, watch, recorded) == []
     assert task(store, there[0]).state is S.FAILED
+
+
+def test_that_others_run_well_may_be_known_late(store: Store) -> None:
+    """In another pilot too; until then the node eats what it gets, and all of that comes back."""
+    add_pilot(store, cores=(4,))
+    add_pilot(store, cores=(4,), id="pilot2")
+    ids = [f"t{n:05}" for n in range(8)]
+    add(store, *(program(id) for id in ids))
+    pilots = {sent.spec.id: sent.pilot for sent in start(store)}
+    there = [id for id in ids if pilots[id] == "pilot1"]
+    elsewhere = [id for id in ids if pilots[id] == "pilot2"]
+    watch = Watch(RULE)
+    assert notice(store, watch, tell(store, *(ended(id, code=1) for id in there))) == []
+    assert notice(store, watch, tell(store, ended(elsewhere[0]))) == ["n0"]
+    assert {task(store, id).state for id in there} == {S.RESTART_READY}
+    # it was the only node of its pilot
+    assert pilot(store).state is PilotState.DRAINING
 
 
 def test_a_retry_that_waits_is_not_counted(store: Store) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from balsam_celery.runtimes import ENOUGH, Learned, Run, counted, shape_of
+from balsam_celery.service import window
 from balsam_celery.service.estimates import KEEP, Estimates, estimates
 from balsam_celery.service.requests import request_kill
 from balsam_celery.states import State
@@ -237,3 +238,18 @@ def test_a_restartable_task_starts_where_earlier_runs_would_have_ended(
     tell(store, ended("t00001", started=clock.now - 60, ended=clock.now))
     assert task(store, "t00001").state is S.JOB_FINISHED
     assert learned(store).applications["relax"].count == 21
+
+
+@pytest.mark.parametrize("restartable", [False, True])
+def test_room_for_the_checkpoint_is_counted(store: Store, restartable: bool) -> None:
+    """By placement and packing alike; what ends within its limit is never told."""
+    values: dict[str, Any] = {"wall_time": 900, "expected_time": 100.0, "checkpoint_grace": 60}
+    add(store, program("t00001", restartable=restartable, **values))
+    with store.read() as conn:
+        [row] = scans.placeable(conn, now=2e9, limit=9)
+        [shape] = scans.backlog(conn, now=2e9)
+        known = estimates(conn, 0.0)
+    sure = 150.0 + 60 * restartable
+    assert known.fits(row) == known.fits(shape) == sure
+    candidate = window.candidates_of([row], 5, 9, known)["t00001"]
+    assert candidate.least_time == (sure + 5 if restartable else 905)
