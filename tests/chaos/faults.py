@@ -134,7 +134,7 @@ def _seen(world: World) -> list[messages.Message]:
     try:
         with world.redis() as client:
             prefix = world.live.site.settings.key_prefix
-            seen = messages.watch(client, prefix, most=40, within=2.0)
+            seen = messages.watch(client, prefix, most=40, within=5.0)
     except (redis.RedisError, OSError):
         raise NotNow("Redis is away") from None
     if not seen:
