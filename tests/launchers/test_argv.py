@@ -249,6 +249,10 @@ def test_lost_nodes_are_read_from_their_words(launcher: Launcher, said: str) -> 
             " controller (connect failure)",
         ),
         (
+            "srun: error: Unable to confirm allocation for job 3323090: Job is pending execution\n",
+            "srun: Unable to confirm allocation for job 3323090: Job is pending execution",
+        ),
+        (
             "srun: error: Task launch for StepId=8583442.1 failed on node n2: Communication"
             " connection failure\n"
             "srun: error: Application launch failed: Communication connection failure\n"
