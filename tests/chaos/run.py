@@ -28,6 +28,8 @@ from tests.waiting import wait_until
 PATIENCE = 90.0
 #: Cores at work from which on faults may come.
 WARM = 6.0
+#: Seconds until a fault that cannot be lifted yet is tried again.
+AGAIN = 0.5
 #: So many tasks must be left for a fault to come: with fewer, full work cannot come back.
 LEFT = 60
 _pause = threading.Event()
@@ -102,7 +104,7 @@ class Run:
         finally:
             self._meter.stop()
             while self._pending:
-                self._pending.pop().lift()
+                self._sleep(AGAIN)
             if submitter.poll() is None:
                 submitter.kill()
                 submitter.wait()
@@ -164,7 +166,11 @@ class Run:
             if one.due <= time.monotonic():
                 self._pending.remove(one)
                 self._lifted = time.monotonic()
-                one.lift()
+                try:
+                    one.lift()
+                except faults.NotNow:
+                    # what it needs is broken too, and is lifted from here
+                    self._pending.append(Pending(time.monotonic() + AGAIN, one.lift))
 
     def _lift_all(self) -> None:
         """Wait until nothing is broken."""
