@@ -246,29 +246,6 @@ def test_a_controller_that_is_away_for_longer_than_jobs_may_be_missing(
 
 
 @pytest.mark.timeout(300)
-def test_ranks_that_cannot_be_started_without_a_controller_are_no_failure(
-    slurm_site: LiveSite, slurm_cluster: SlurmCluster
-) -> None:
-    """The program had no try, so that counts nothing; it runs once Slurm is back."""
-    (holds,) = slurm_site.submit("--num-nodes", "1", "--", "sleep", "600")
-    slurm_site.wait_for(holds, "RUNNING", timeout=120)
-    slurm_cluster.stop_controller(signal.SIGKILL)
-    try:
-        (wide,) = slurm_site.submit("--num-nodes", "2", "--", "true")
-        wait_until(lambda: slurm_site.task(wide).attempt >= 2, 90, "a second try")
-    finally:
-        slurm_cluster.start_controller()
-    slurm_site.wait_for(wide, "JOB_FINISHED", timeout=150)
-    assert slurm_site.task(wide).failures == 0
-    with slurm_site.store.read() as conn:
-        first = queries.attempts(conn, wide)[0]
-    assert first.outcome == "lost"
-    assert "Unable to contact slurm controller" in first.reason
-    slurm_site.balsam("kill", holds)
-    slurm_site.wait_for(holds, "USER_KILLED")
-
-
-@pytest.mark.timeout(300)
 def test_a_full_partition(slurm_site: LiveSite, slurm_cluster: SlurmCluster) -> None:
     quiet(slurm_site, slurm_cluster)
     argv = ("sbatch", "--parsable", "--exclusive", "-N8", "-o", "/dev/null")
