@@ -112,6 +112,10 @@ class Launcher(ABC):
         """The node that a line of the launcher's error output says is lost, if it says so."""
         return None
 
+    def not_started(self, output: str) -> str:
+        """Why it could not start its ranks, where its error output says so: not their failure."""
+        return ""
+
     def end_step(self, name: str, environment: Mapping[str, str]) -> bool:
         """End the job step ``name`` with SIGKILL, on all its nodes.
 

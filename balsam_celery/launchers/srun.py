@@ -14,6 +14,15 @@ from balsam_celery.launchers.base import Launch, Launcher, Ranks
 #: src/api/step_launch.c of Slurm, ``_node_fail_handler``.
 _LOST = re.compile(r"srun: error: Node failure on (\S+)")
 
+#: What it says, on Slurm 22.05, while the controller or a node's slurmd is away. A controller that
+#: has just come back takes the job it is in for one that is pending.
+_NOT_STARTED = re.compile(
+    r"^srun: error: (Unable to confirm allocation for job .*|Unable to create step for job"
+    r".*(?:Unable to contact slurm controller|Socket timed out|Zero Bytes were transmitted).*"
+    r"|Application launch failed: (?:Communication connection failure|Socket timed out).*)$",
+    re.MULTILINE,
+)
+
 
 class Srun(Launcher):
     """``srun``.
@@ -53,6 +62,10 @@ class Srun(Launcher):
     def lost_node(self, line: str) -> str | None:
         found = _LOST.search(line)
         return found[1] if found else None
+
+    def not_started(self, output: str) -> str:
+        found = _NOT_STARTED.search(output)
+        return f"srun: {found[1]}" if found else ""
 
     def end_step(self, name: str, environment: Mapping[str, str]) -> bool:
         return steps.end_step(name, environment)

@@ -194,6 +194,11 @@ class Runner:
             self.ending.end(attempt, spec.kill_grace, by_itself=by_itself)
         outcome, reason = verdict or _verdict(end)
         stdout, stderr = output.close(self._settings.pilot.output_tail)
+        if outcome == "exit" and end.code != 0 and launched is not None:
+            trouble = launched.launcher.not_started(stderr)
+            if trouble:
+                # the batch system was away: the program has had no try
+                outcome, reason = "lost", f"its ranks could not be started: {trouble}"
         return Ended(
             id=spec.id,
             attempt=spec.attempt,

@@ -98,7 +98,8 @@ def _one(
     """A final task: is that its rightful end, and was it reached once?"""
     rule = RULES[task.kind]
     if row["state"] != rule.state:
-        reason = row["reason"]
+        told = [str(one.get("stderr_tail") or "").strip()[-300:] for one in tries]
+        reason = " / ".join([row["reason"], *told[-1:]])
         found.wrong.append(f"{id} ({task.kind}) is {row['state']}, not {rule.state}: {reason}")
         return
     codes = Counter(one["exit_code"] for one in tries if one["outcome"] == "exit")

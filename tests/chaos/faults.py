@@ -19,7 +19,7 @@ from tests.chaos import messages
 from tests.chaos.plan import Fault
 from tests.chaos.world import World
 
-#: Lifts a fault.
+#: Lifts a fault; raises NotNow while it cannot be lifted, and is called again then.
 Lift = Callable[[], None]
 #: Seconds by which a clock goes wrong, at the least and at the most.
 WRONG = (60.0, 1800.0)
@@ -71,15 +71,13 @@ def _kill_supervisor(world: World, fault: Fault) -> Lift:
 
     def again() -> None:
         """What a user or a cron job does; until all answers."""
-        while True:
-            done = subprocess.run(
-                [str(BIN / "balsam"), "up"], env=world.live.environment,
-                capture_output=True, text=True, check=False,
-            )  # fmt: skip
-            if done.returncode == 0:
-                return
+        done = subprocess.run(
+            [str(BIN / "balsam"), "up"], env=world.live.environment,
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode != 0:
             world.notes.append(f"balsam up: {done.stderr.strip()}")
-            _pause.wait(1.0)
+            raise NotNow("balsam up has failed")
 
     return again
 
@@ -118,23 +116,14 @@ def _message_twice(world: World, _fault: Fault) -> None:
 
 def _message_late(world: World, _fault: Fault) -> Lift:
     seen = _seen(world)
-
-    def again() -> None:
-        while True:
-            try:
-                _send_again(world, seen)
-                return
-            except NotNow:
-                _pause.wait(0.5)
-
-    return again
+    return lambda: _send_again(world, seen)
 
 
 def _seen(world: World) -> list[messages.Message]:
     try:
         with world.redis() as client:
             prefix = world.live.site.settings.key_prefix
-            seen = messages.watch(client, prefix, most=40, within=2.0)
+            seen = messages.watch(client, prefix, most=40, within=5.0)
     except (redis.RedisError, OSError):
         raise NotNow("Redis is away") from None
     if not seen:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 import time
 from dataclasses import dataclass
 
@@ -46,22 +45,18 @@ def watch(client: redis.Redis, prefix: str, *, most: int, within: float) -> list
     """
     found: list[Message] = []
     connection = client.connection_pool.get_connection()
-    # a quiet server must not hold the run up
-    timer = threading.Timer(within, connection.disconnect)
-    timer.start()
     deadline = time.monotonic() + within
     try:
         connection.send_command("MONITOR")
         connection.read_response()
-        while len(found) < most and time.monotonic() < deadline:
+        # a quiet server must not hold the run up
+        while len(found) < most and connection.can_read(max(0.0, deadline - time.monotonic())):
             line = connection.read_response(disable_decoding=True)
             if isinstance(line, bytes) and (message := parse(line, prefix.encode())) is not None:
                 found.append(message)
-    except (redis.RedisError, OSError, ValueError, AttributeError):
-        if time.monotonic() < deadline:
-            raise
+            if time.monotonic() > deadline:
+                break
     finally:
-        timer.cancel()
         connection.disconnect()
     return found
 

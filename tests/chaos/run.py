@@ -19,6 +19,7 @@ from tests.chaos.ledger import parse
 from tests.chaos.meter import BEFORE, OVER, Meter
 from tests.chaos.plan import Fault
 from tests.chaos.report import Result
+from tests.chaos.submitter import ENOUGH, SUBMITTED
 from tests.chaos.workload import WORKFLOW
 from tests.chaos.world import World
 from tests.waiting import wait_until
@@ -27,8 +28,10 @@ from tests.waiting import wait_until
 PATIENCE = 90.0
 #: Cores at work from which on faults may come.
 WARM = 6.0
+#: Seconds until a fault that cannot be lifted yet is tried again.
+AGAIN = 0.5
 #: So many tasks must be left for a fault to come: with fewer, full work cannot come back.
-ENOUGH = 60
+LEFT = 60
 _pause = threading.Event()
 
 
@@ -41,11 +44,26 @@ class Pending:
 
 
 class Run:
-    """One run of ``count`` tasks; ``say`` is told of each fault."""
+    """One run.
+
+    Args:
+        world: what is broken.
+        result: names the run; is filled in.
+        count: how many tasks, at the most.
+        say: told of each fault.
+        all_tasks: all of them, also when the faults are over before.
+    """
 
     def __init__(
-        self, world: World, result: Result, count: int, say: Callable[[str], None]
+        self,
+        world: World,
+        result: Result,
+        count: int,
+        say: Callable[[str], None],
+        *,
+        all_tasks: bool = True,
     ) -> None:
+        self._all_tasks = all_tasks
         self.world = world
         self.result = result
         self.count = count
@@ -72,17 +90,21 @@ class Run:
         try:
             self._break(plan, time.monotonic() + seconds, submitter)
             self._settle()
+            if not self._all_tasks:
+                (self.directory / ENOUGH).touch()
             wait_until(
                 lambda: submitter.poll() is not None, 60 + self.count, "all tasks are submitted"
             )
             log_text = (self.directory / "submitter.log").read_text()
             assert submitter.returncode == 0, f"the submitter failed: {log_text[-3000:]}"
+            # a child comes with its parent, so that fewer are a beginning of the same tasks
+            self.count = int((self.directory / SUBMITTED).read_text(encoding="ascii"))
             self._say("waiting for the last tasks")
             after.wait_for_the_end(self.world, self.count)
         finally:
             self._meter.stop()
             while self._pending:
-                self._pending.pop().lift()
+                self._sleep(AGAIN)
             if submitter.poll() is None:
                 submitter.kill()
                 submitter.wait()
@@ -102,7 +124,7 @@ class Run:
                     self._settle()
                 before = time.monotonic()
             self._sleep(max(0.0, before + fault.wait - time.monotonic()))
-            if time.monotonic() > until or (submitter.poll() is not None and self._left() < ENOUGH):
+            if time.monotonic() > until or (submitter.poll() is not None and self._left() < LEFT):
                 return
             before = time.monotonic()
             self._inject(fault)
@@ -144,7 +166,11 @@ class Run:
             if one.due <= time.monotonic():
                 self._pending.remove(one)
                 self._lifted = time.monotonic()
-                one.lift()
+                try:
+                    one.lift()
+                except faults.NotNow:
+                    # what it needs is broken too, and is lifted from here
+                    self._pending.append(Pending(time.monotonic() + AGAIN, one.lift))
 
     def _lift_all(self) -> None:
         """Wait until nothing is broken."""
@@ -158,7 +184,7 @@ class Run:
             return
         group, self._group = self._group, []
         while (full := self._meter.full_since(self._lifted, self._level)) is None:
-            if self._left() < ENOUGH:
+            if self._left() < LEFT:
                 return
             if time.monotonic() - self._lifted > PATIENCE:
                 self._say(f"no full work {PATIENCE:.0f} s after {' + '.join(group)}")
@@ -181,7 +207,7 @@ class Run:
             with self.world.live.store.read() as conn:
                 return conn.scalar(query) or 0
         except StoreError:
-            return ENOUGH
+            return LEFT
 
     def _audit(self) -> None:
         lines = parse((self.directory / "ledger").read_text(encoding="utf-8"))

@@ -2,7 +2,8 @@
 
 Run as ``python -m tests.chaos.submitter SEED COUNT DIRECTORY`` with ``BALSAM_SITE`` set. A batch
 whose fate is not known is looked for before it is submitted again, so none comes twice. It keeps
-``AHEAD`` tasks waiting, and kills what is to be killed a batch later.
+``AHEAD`` tasks waiting, and kills what is to be killed a batch later. It stops early once there is
+a file ``enough``; how many it has submitted stands in ``submitted``.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from tests.chaos.workload import RULES, WORKFLOW, Task, task_id, tasks
 BATCH = 40
 #: Tasks that wait, at the least, while there are more to come.
 AHEAD = 150
+#: Names of files in the directory.
+ENOUGH, SUBMITTED = "enough", "submitted"
 T = TypeVar("T")
 _pause = threading.Event()
 
@@ -84,12 +87,17 @@ def main(seed: int, count: int, directory: Path) -> None:
         return sum(submitted.count(workflow=WORKFLOW, state="PREPROCESSED").values())
 
     before: list[Task] = []
+    done = 0
     for batch in batches(tasks(seed, count)):
-        while insistent(waiting) > AHEAD:
+        while insistent(waiting) > AHEAD and not (directory / ENOUGH).exists():
             _pause.wait(0.2)
+        if (directory / ENOUGH).exists():
+            break
         insistent(lambda batch=batch: submit(batch))  # type: ignore[misc]
         insistent(lambda before=before: kill(before))  # type: ignore[misc]
         before = batch
+        done += len(batch)
+    (directory / SUBMITTED).write_text(f"{done}\n", encoding="ascii")
     _pause.wait(5.0)
     insistent(lambda: kill(before))
 

@@ -8,6 +8,6 @@ from tests.chaos.plan import KINDS
 from tests.chaos.short import chaos
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_nothing_is_lost_and_nothing_is_done_twice() -> None:
-    chaos("local", "sqlite", KINDS, 900)
+    chaos("local", "sqlite", KINDS)

@@ -13,10 +13,12 @@ __all__ = ["postgres_server", "slurm_installed"]
 WORST = {"kill:pilot", "kill:worker", "kill:service-owing"}
 
 
-@pytest.mark.timeout(600)
+# an srun may hang when a killed controller comes back (docs/reliability.md)
+@pytest.mark.long
+@pytest.mark.timeout(900)
 def test_nothing_is_lost_and_nothing_is_done_twice(
     slurm_installed: None, postgres_server: PostgresServer
 ) -> None:
     """The servers of the fixtures only tell that they can be had: the run breaks its own."""
     kinds = [kind for kind in KINDS if kind.needs & {"slurm", "postgres"} or kind.name in WORST]
-    chaos("slurm", "postgres", kinds, 350)
+    chaos("slurm", "postgres", kinds)

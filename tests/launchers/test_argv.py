@@ -236,3 +236,41 @@ def test_lost_nodes_are_read_from_their_words(launcher: Launcher, said: str) -> 
     assert launcher.lost_node(said) == "n3"
     assert launcher.lost_node("srun: error: n3: task 2: Killed") is None
     assert Flux("flux").lost_node(said) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (
+            "srun: error: Unable to confirm allocation for job 8583442: Unable to contact slurm"
+            " controller (connect failure)\n"
+            "srun: Check SLURM_JOB_ID environment variable. Expired or invalid job 8583442\n",
+            "srun: Unable to confirm allocation for job 8583442: Unable to contact slurm"
+            " controller (connect failure)",
+        ),
+        (
+            "srun: error: Unable to confirm allocation for job 3323090: Job is pending execution\n",
+            "srun: Unable to confirm allocation for job 3323090: Job is pending execution",
+        ),
+        (
+            "srun: error: Task launch for StepId=8583442.1 failed on node n2: Communication"
+            " connection failure\n"
+            "srun: error: Application launch failed: Communication connection failure\n"
+            "srun: Job step aborted\n",
+            "srun: Application launch failed: Communication connection failure",
+        ),
+    ],
+)
+def test_ranks_that_were_never_started_are_told_from_ranks_that_failed(
+    said: str, reason: str
+) -> None:
+    """As Slurm 22.05 of the tests printed it."""
+    assert Srun("srun").not_started(said) == reason
+    assert Hydra("m").not_started(said) == ""
+    for other in (
+        "",
+        "srun: error: n3: task 2: Exited with exit code 1\n",
+        "srun: error: Unable to create step for job 7: Invalid account\n",
+        "my program says srun: error: Application launch failed: Socket timed out\n",
+    ):
+        assert Srun("srun").not_started(other) == ""
