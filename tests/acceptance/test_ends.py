@@ -119,16 +119,17 @@ def test_a_retry_waits_and_says_so(live: LiveSite) -> None:
 
 def test_a_node_that_fails_all_is_put_aside(live: LiveSite) -> None:
     """The first node on which one of them starts is broken for all of them."""
+    (id,) = live.submit("--num-nodes", "2", "--", "true")
+    live.wait_for(id, "JOB_FINISHED")  # there is a node with which it can be compared
     broken = live.site.directory / "broken"
     script = (
         f'set -C; echo "$BALSAM_PILOT_NODE" > "{broken}" 2> /dev/null; read node < "{broken}";'
         ' if [ "$node" = "$BALSAM_PILOT_NODE" ]; then exit 9; fi; sleep 2'
     )
     ids = live.submit("--array", "1-40", "--name", "many", "--", "/bin/sh", "-c", script)
+    # what failed before the others ran well elsewhere comes back then
     for id in ids:
-        live.wait_for(id, "JOB_FINISHED", "FAILED")
-    failed = [row for row in live.tasks(ids=ids) if row.state == "FAILED"]
-    assert failed == []
+        live.wait_for(id, "JOB_FINISHED")
     pilot_id, _, node = broken.read_text().strip().partition("/")
     [lost] = [one for one in pilot(live, pilot_id).nodes if one.get("lost")]
     assert lost["name"] == node
