@@ -62,11 +62,13 @@ TOGETHER = (
 )
 #: What takes longest begins first.
 FIRST = (
-    "tests/chaos/test_short",
     "tests/acceptance/",
-    "tests/slurm/",
     "tests/service/",
     "tests/pilot/",
+    "tests/slurm/",
+    "tests/chaos/test_short",
+    "tests/pressure/",
+    "tests/security/",
     "tests/site/test_supervisor.py",
 )
 
