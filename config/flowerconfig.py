@@ -30,7 +30,8 @@ if not hasattr(_Metrics.get, "__wrapped__"):
 # Flower's persistent mode keeps a pickle; there is none in this package (R10). SQL is the record:
 # after a restart Flower shows what happens from then on.
 persistent = False
-max_tasks = 50_000
+# about 6 kB each
+max_tasks = 10_000
 # Node workers go with their allocations: forget them ten minutes later.
 purge_offline_workers = 600
 
