@@ -7,6 +7,9 @@ from typing import Literal, NamedTuple
 
 from balsam_celery.resources import Counts, NodeCapacity, Resources
 
+#: Seconds for which nodes are idle when no end is told: a number that JSON has.
+ENDLESS = 1e9
+
 
 @dataclass(frozen=True, slots=True)
 class Demand:
@@ -107,11 +110,11 @@ class Existing:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Nodes of a queue that are idle now, and for how many seconds (``inf``: no end is told)."""
+    """Nodes of a queue that are idle now, and for how many seconds."""
 
     queue: str
     nodes: int
-    seconds: float = float("inf")
+    seconds: float = ENDLESS
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,7 +88,7 @@ class Windows:
     def best(self, queue: str) -> Window | None:
         """The largest that is left in a queue."""
         mine = [w for w in self._free if w.queue == queue]
-        return max(mine, key=lambda w: (w.nodes * min(w.seconds, 1e9), w.nodes), default=None)
+        return max(mine, key=lambda w: (w.nodes * w.seconds, w.nodes), default=None)
 
     def take(self, queue: str, nodes: int, seconds: float) -> bool:
         """Count out an allocation, if it starts in one of them; they may tell of the same nodes."""

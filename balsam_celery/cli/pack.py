@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import click
@@ -13,6 +12,7 @@ from balsam_celery.cli.selection import json_option
 from balsam_celery.cli.session import session
 from balsam_celery.durations import format_duration
 from balsam_celery.errors import InvalidInput
+from balsam_celery.plans import ENDLESS
 from balsam_celery.schedulers import make_scheduler
 from balsam_celery.service.decide import Decision, foresee
 
@@ -98,7 +98,7 @@ def describe_decision(decision: Decision) -> dict[str, Any]:
             {
                 "queue": window.queue,
                 "nodes": window.nodes,
-                "seconds": None if window.seconds == math.inf else window.seconds,
+                "seconds": None if window.seconds >= ENDLESS else window.seconds,
             }
             for window in decision.windows
         ],

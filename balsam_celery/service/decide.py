@@ -15,6 +15,7 @@ from balsam_celery.decisions import PackingDecision
 from balsam_celery.errors import SchedulerError
 from balsam_celery.limits import Policy, Queue, fits_some_queue, policy_of, queues_of
 from balsam_celery.packing import Demand, Existing, Plan, Window, pack
+from balsam_celery.plans import ENDLESS
 from balsam_celery.schedulers.base import Scheduler
 from balsam_celery.service.backoff import Pause, pauses
 from balsam_celery.service.estimates import estimates
@@ -153,7 +154,7 @@ def idle_windows(scheduler: Scheduler) -> tuple[Window, ...]:
         log.warning("idle nodes are not known: %s", error)
         return ()
     return tuple(
-        Window(one.queue, one.nodes, float("inf") if one.seconds is None else float(one.seconds))
+        Window(one.queue, one.nodes, ENDLESS if one.seconds is None else float(one.seconds))
         for one in told
     )
 

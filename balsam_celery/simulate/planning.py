@@ -10,6 +10,7 @@ from balsam_celery.ledger import Ledger
 from balsam_celery.packing import Demand, Existing, Lane, Plan, Window, pack
 from balsam_celery.pilotfree import Holding, PilotFree
 from balsam_celery.placement import Candidate, Pass, place
+from balsam_celery.plans import ENDLESS
 from balsam_celery.runtimes import end_of
 from balsam_celery.simulate.state import Allocation, State
 
@@ -105,7 +106,7 @@ def _ran(step: int) -> float | None:
 def windows(state: State) -> list[Window]:
     """What the scheduler tells to be idle, in each queue."""
     return [
-        Window(queue.name, idle.nodes, idle.seconds)
+        Window(queue.name, idle.nodes, min(idle.seconds, ENDLESS))
         for queue in state.machine.queues
         for idle in state.idle
     ]

@@ -174,7 +174,7 @@ class Played:
             inbox = Inbox(client, self.site.settings.key_prefix)
             letters = inbox.read(0.0)
             inbox.drop(letters)
-            return letters.records
+            return [one.record for one in letters.told]
 
 
 def played(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Played]:

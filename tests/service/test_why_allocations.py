@@ -17,7 +17,7 @@ from balsam_celery.service.why_backlog import Need, describe, why_need
 from balsam_celery.service.why_facts import Job
 from balsam_celery.store.rows import AllocationState, PilotState
 from tests.service.rows import NOW, allocation_row, pilot_row
-from tests.service.test_why import PILOTS, SHORT, TIMES
+from tests.service.test_why_any import PILOTS, SHORT, TIMES
 
 A = AllocationState
 CODES = ["kept", "overdue", "ending", "unneeded", "too-large", "too-small", "idle", "time-over"]

@@ -34,7 +34,7 @@ def say(*what: object) -> None:
         print(json.dumps(what), flush=True)
 
 
-def sweep(attempt: Attempt, grace: float) -> str:
+def sweep(attempt: Attempt, grace: float, _signal: int) -> str:
     say("swept", attempt.brand, grace)
     end_all(Quarry(marks=frozenset((rank_mark(attempt.brand),))), grace)
     end_all(Quarry(marks=frozenset((attempt.mark,)), attempt=attempt.brand), grace)

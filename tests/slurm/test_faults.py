@@ -290,7 +290,7 @@ def test_limits_hit(own_slurm_cluster: SlurmCluster, tmp_path: Path) -> None:
                 return [one["reason"] for one in rows if one["state"] == "FAILED"]
 
             reasons = wait_until(refused, 90, "the impossible allocation is given up")
-            assert any("PartitionNodeLimit" in reason for reason in reasons)
+            assert any("PartitionNodeLimit" in reason for reason in reasons), reasons
             assert live.task(wide).state == "PREPROCESSED"
         finally:
             close_slurm_site(live, own_slurm_cluster)
