@@ -13,7 +13,7 @@ from sqlalchemy import func, select
 
 from balsam_celery.celeryapp import redis_client
 from balsam_celery.states import State
-from balsam_celery.store import schema
+from balsam_celery.store import queries, schema
 from balsam_celery.store.queries import TaskFilter, count_tasks
 from tests.acceptance.live import BIN, LiveSite
 from tests.waiting import wait_until
@@ -78,7 +78,13 @@ def test_200_clients_at_once(live: LiveSite, steady: Memory) -> None:
     tasks = live.tasks(workflow="crowd")
     assert sorted(one.id for one in tasks) == sorted(ids)
     assert len({one.name for one in tasks}) == 400
-    assert {one.attempt for one in tasks} == {1}
+    # one that was sent ahead of a free core may be taken back before it starts
+    with live.store.read() as conn:
+        begun = [
+            sum(one.started is not None for one in queries.attempts(conn, task.id))
+            for task in tasks
+        ]
+    assert set(begun) == {1}
 
 
 @pytest.mark.long
