@@ -161,6 +161,11 @@ def test_interrupted_wait_says_that_tasks_go_on(cli: Cli, tasks: list[str]) -> N
         text=True,
     )
 
+    def asleep() -> bool:
+        # an interrupt within a destructor would be lost; between two looks it sleeps
+        state = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state == "S" and opened_database()
+
     def opened_database() -> bool:
         for path in Path(f"/proc/{process.pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):  # closed since it was listed
@@ -169,7 +174,7 @@ def test_interrupted_wait_says_that_tasks_go_on(cli: Cli, tasks: list[str]) -> N
         return False
 
     try:
-        wait_until(opened_database, 30, "the command reads the database")
+        wait_until(asleep, 30, "the command has read the database, and waits")
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=30)
     finally:
