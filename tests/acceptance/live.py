@@ -8,9 +8,13 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from balsam_celery import procs, settings
 from balsam_celery.settings import LocalSettings
@@ -115,6 +119,20 @@ def open_live_site(directory: Path, local: LocalSettings, **keys: str) -> LiveSi
     site = replace(site, settings=settings.load(path))
     up(site)
     return LiveSite(site, connect_store(site))
+
+
+@contextmanager
+def live_site(
+    directory: Path, local: LocalSettings, state_home: Path, **keys: str
+) -> Iterator[LiveSite]:
+    """One whose local state is kept in ``state_home``; it is down afterwards."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(state_home))
+        opened = open_live_site(directory, local, **keys)
+        try:
+            yield opened
+        finally:
+            close_live_site(opened)
 
 
 def close_live_site(live: LiveSite) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from balsam_celery.settings import LocalSettings
 from balsam_celery.supervisor import records
-from tests.acceptance.live import LiveSite, close_live_site, open_live_site
+from tests.acceptance.live import LiveSite, live_site
 
 #: Bytes of the disk with the site (logs, SQL, Redis), and of the one with the run directory.
 SIZES = {"site": 400_000_000, "run": 300_000_000}
@@ -66,26 +66,20 @@ def disks() -> Iterator[SmallDisks]:
 @pytest.fixture(scope="package")
 def live(disks: SmallDisks) -> Iterator[LiveSite]:
     """The site; tests leave it up and idle."""
-    state, os.environ["XDG_STATE_HOME"] = os.environ["XDG_STATE_HOME"], str(disks.top / "site")
     directory = disks.top / "site" / "site"
     directory.mkdir(mode=0o700)
-    try:
-        opened = open_live_site(
-            directory,
-            LocalSettings(nodes=1, cores_per_node=4),
-            max_nodes="1",
-            run_dir=f'"{disks.top}/run/run"',
-            default_wall_time='"5m"',
-            max_wall_time='"60m"',
-            idle_timeout='"5m"',
-            kill_grace='"2s"',
-        )
-        try:
-            yield opened
-        finally:
-            close_live_site(opened)
-    finally:
-        os.environ["XDG_STATE_HOME"] = state
+    with live_site(
+        directory,
+        LocalSettings(nodes=1, cores_per_node=4),
+        disks.top / "site",
+        max_nodes="1",
+        run_dir=f'"{disks.top}/run/run"',
+        default_wall_time='"5m"',
+        max_wall_time='"60m"',
+        idle_timeout='"5m"',
+        kill_grace='"2s"',
+    ) as opened:
+        yield opened
 
 
 @pytest.fixture

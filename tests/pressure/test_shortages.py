@@ -19,6 +19,15 @@ Memory = Callable[[str], int]
 HELD = ["sh", "-c", 'while [ -e "$0" ]; do sleep 0.1; done; echo done > "$0.done"']
 
 
+def start_held(live: LiveSite, place: Path) -> tuple[str, Path]:
+    """A task that runs until its gate is removed; returns its id and the gate."""
+    gate = place / "gate"
+    gate.touch()
+    (held,) = live.submit("--", *HELD, str(gate))
+    live.wait_for(held, "RUNNING")
+    return held, gate
+
+
 def told(live: LiveSite, words: str) -> str:
     """What ``balsam status`` says, once it holds ``words``; its exit status is 1 by then."""
     wait_until(lambda: words in " ".join(live.status()["shortages"]), 60, f"status says {words!r}")
@@ -29,10 +38,7 @@ def told(live: LiveSite, words: str) -> str:
 
 def test_redis_takes_no_more(live: LiveSite, steady: Memory, tmp_path: Path) -> None:
     """Outcomes stay at the workers, and rows in SQL; nothing is lost, nothing runs twice."""
-    gate = tmp_path / "gate"
-    gate.touch()
-    (held,) = live.submit("--", *HELD, str(gate))
-    live.wait_for(held, "RUNNING")
+    held, gate = start_held(live, tmp_path)
     with redis_client(live.site) as client:
         client.config_set("maxmemory", 1)
         try:
@@ -57,12 +63,10 @@ def test_a_full_disk_under_sql_and_redis(
     live: LiveSite, disks: SmallDisks, steady: Memory, tmp_path: Path
 ) -> None:
     """The logs are there too."""
-    gate = tmp_path / "gate"
-    gate.touch()
-    (held,) = live.submit("--", *HELD, str(gate))
-    live.wait_for(held, "RUNNING")
+    held, gate = start_held(live, tmp_path)
     with disks.full("site"):
-        said = live.balsam("submit", "--", "true", status=1)
+        # so many that pages which the database has free cannot hold them
+        said = live.balsam("submit", "--array", "1-5000", "--", "true", status=1)
         assert len(said.strip().splitlines()) == 1
         assert "full" in said
         assert "the disk is full under" in told(live, "database")
@@ -79,10 +83,7 @@ def test_a_full_disk_under_outboxes_and_work_directories(
     live: LiveSite, disks: SmallDisks, steady: Memory, tmp_path: Path
 ) -> None:
     """What ran is recorded though no outbox can keep it; what cannot start says why."""
-    gate = tmp_path / "gate"
-    gate.touch()
-    (held,) = live.submit("--", *HELD, str(gate))
-    live.wait_for(held, "RUNNING")
+    held, gate = start_held(live, tmp_path)
     with disks.full("run"):
         assert "outboxes" in told(live, "the disk is full under")
         gate.unlink()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from balsam_celery.settings import LocalSettings
-from tests.acceptance.live import LiveSite, close_live_site, open_live_site
+from tests.acceptance.live import LiveSite, live_site
 from tests.service.running.conftest import app, clock, make_engine, player, site
 from tests.store.conftest import migrated_postgres, migrated_sqlite, postgres_server, store, url
 
@@ -46,11 +46,11 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveSite]:
     (directory / "user_tasks.py").write_text(USER_MODULE, encoding="utf-8")
     (directory / "user_tasks.py").chmod(0o600)
     before = os.umask(0)
-    state, os.environ["XDG_STATE_HOME"] = os.environ["XDG_STATE_HOME"], str(world / "state")
     try:
-        opened = open_live_site(
+        with live_site(
             directory,
             LocalSettings(nodes=2, cores_per_node=2),
+            world / "state",
             max_nodes="2",
             run_dir=f'"{world}/scratch/run"',
             default_wall_time='"5m"',
@@ -58,12 +58,8 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveSite]:
             idle_timeout='"60s"',
             imports='["user_tasks"]',
             kill_grace='"2s"',
-        )
-        try:
+        ) as opened:
             yield opened
-        finally:
-            close_live_site(opened)
     finally:
         os.umask(before)
-        os.environ["XDG_STATE_HOME"] = state
         shutil.rmtree(world)
