@@ -53,7 +53,10 @@ def draw_node_use(busy: Sequence[Busy], cores_per_node: int, path: Path) -> None
         title=f"Node use: {node_use(busy, cores_per_node):.0%} of the slots",
     )  # fmt: skip
     axes.legend(
-        handles=[Patch(color=c, label=f"{n} ranks") for n, c in COLOURS.items()],
+        handles=[
+            Patch(color=colour, label="1 rank" if ranks == 1 else f"{ranks} ranks")
+            for ranks, colour in COLOURS.items()
+        ],
         loc="upper left", bbox_to_anchor=(1.01, 1),
     )  # fmt: skip
     figure.savefig(path, dpi=150)
