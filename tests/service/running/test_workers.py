@@ -64,6 +64,15 @@ def checked(check: checks.Checks, rounds: int) -> None:
         wait_until(lambda: time.time() > check._checked + checks.PAUSE, 5, "the pause")
 
 
+def soon(
+    monkeypatch: pytest.MonkeyPatch, store: Store, site: Site, app: Celery[Any], engine: Engine
+) -> checks.Checks:
+    """Checks of the transitions worker that come a second after each other."""
+    monkeypatch.setattr(checks, "PAUSE", 1.0)
+    client, prefix = redis_client(site), site.settings.key_prefix
+    return checks.Checks(store, app, client, prefix, engine.leadership, engine.outstanding)
+
+
 def living(pids: Path) -> list[int]:
     """Those processes of a ``nasty`` program that are there."""
     return [pid for pid in map(int, read_lines(pids)) if procs.identity(pid) is not None]
@@ -133,12 +142,8 @@ def test_a_kill_during_a_hook(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """USER_KILLED means that no process of it lives: it runs, waits, or has lost its worker."""
-    monkeypatch.setattr(checks, "PAUSE", 1.0)
     engine = make_engine()
-    check = checks.Checks(
-        store, app, redis_client(site), site.settings.key_prefix, engine.leadership,
-        engine.outstanding,
-    )  # fmt: skip
+    check = soon(monkeypatch, store, site, app, engine)
     first = workers.start("transitions", "one", "-P", "threads", "-c", "1")
     pids = site.directory / "pids"
     nasty_hook = {"preprocess": [sys.executable, nasty.__file__, "session", str(pids)]}
@@ -210,12 +215,8 @@ def test_a_hook_is_not_lost_while_a_worker_that_may_run_it_is_silent(
     app: Celery[Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(checks, "PAUSE", 1.0)
     engine = make_engine()
-    check = checks.Checks(
-        store, app, redis_client(site), site.settings.key_prefix, engine.leadership,
-        engine.outstanding,
-    )  # fmt: skip
+    check = soon(monkeypatch, store, site, app, engine)
     first = workers.start("transitions", "one", "-P", "threads", "-c", "1")
     pids = site.directory / "pids"
     hooks = {"preprocess": [sys.executable, nasty.__file__, "deaf", str(pids)]}
