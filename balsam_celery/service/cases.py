@@ -86,7 +86,7 @@ class Batch:
     _effects: list[effects.NewEffect] = field(default_factory=list)
     _attempts: list[dict[str, Any]] = field(default_factory=list)
     _starts: list[dict[str, Any]] = field(default_factory=list)
-    _ends: list[dict[str, Any]] = field(default_factory=list)
+    _ends: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
 
     def load(self, ids: Collection[str]) -> None:
         """Lock and read the tasks of ``ids`` that are not read yet; unknown ids are passed over."""
@@ -145,7 +145,8 @@ class Batch:
 
     def attempt_ended(self, task: str, number: int, **values: Any) -> None:
         """Complete an attempt row, unless it is complete; columns of ``schema.attempt``."""
-        self._ends.append({"b_task": task, "b_number": number, **values})
+        # rows are written by their columns, not in order: of two ends the first must count here
+        self._ends.setdefault((task, number), {"b_task": task, "b_number": number, **values})
 
     def flush(self) -> None:
         """Write what was gathered.
@@ -162,9 +163,9 @@ class Batch:
         if rows:
             self.conn.execute(insert(schema.attempt), rows)
         starts, self._starts = self._starts, []
-        ends, self._ends = self._ends, []
+        ends, self._ends = self._ends, {}
         _update_attempts(self.conn, starts, schema.attempt.c.started.is_(None))
-        _update_attempts(self.conn, ends, schema.attempt.c.ended.is_(None))
+        _update_attempts(self.conn, [*ends.values()], schema.attempt.c.ended.is_(None))
         asked, self._effects = self._effects, []
         if asked:
             effects.add(self.conn, asked, now=self.now)

@@ -218,8 +218,10 @@ import json, sys
 from balsam_celery import program
 values = json.loads(sys.stdin.read())
 show = [sys.executable, "-c",
-        "import os, sys, json; print(json.dumps([sys.argv[1:], dict(one for one in"
-        " os.environ.items() if one[0][0] == 'V'), os.environ['BALSAM_TASK_NAME']]))"]
+        # in one write, as those of several ranks come into one pipe
+        "import os, sys, json; os.write(1, (json.dumps([sys.argv[1:], dict(one for one in"
+        " os.environ.items() if one[0][0] == 'V'), os.environ['BALSAM_TASK_NAME']])"
+        " + os.linesep).encode())"]
 hook = [sys.executable, "-c", "import sys; sys.exit(sys.argv[1:] != %r)" % values, *values]
 environment = {f"V{number}": value for number, value in enumerate(values)}
 extra = {"V;touch pwned": "1", "V$(touch pwned)": "1", "V x": "1"}

@@ -281,3 +281,18 @@ def test_a_pilot_without_an_allocation_of_ours_is_not_taken(store: Store) -> Non
     tell(store, Registered("pilot9", "nobody", "host", 1, 9999.0, (), 1001.0))
     with store.read() as conn:
         assert not allocations.list_pilots(conn)
+
+
+def test_of_two_ends_in_one_batch_the_first_counts(store: Store) -> None:
+    add_pilot(store)
+    add(store, program("t00001"), program("t00002"))
+    start(store)
+    tell(
+        store,
+        ended("t00002"),
+        ended("t00001", "lost", started=None, reason="its worker died"),
+        ended("t00001", code=3),
+    )
+    assert task(store, "t00001").state is S.RESTART_READY
+    [attempt] = attempts_of(store, "t00001")
+    assert (attempt.outcome, attempt.exit_code) == ("lost", None)
