@@ -138,7 +138,9 @@ class RetrySettings:
     max_delay: Seconds = 600  # at the most
     max_cuts: int = 10  # ends of allocations, and lost workers, that one task may meet
     max_restarts: int = 100  # the same in a row, of a restartable task
-    bad_node_tasks: int = 5  # different tasks that fail in a row on a node alone; 0: never
+    bad_node_tasks: int = (
+        5  # different tasks that fail in a row on a node alone, at least; 0: never
+    )
     bad_node_time: Seconds = 10  # from their start
 
 

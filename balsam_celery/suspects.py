@@ -2,7 +2,8 @@
 
 A broken node (a lost mount, a dead GPU) ends what it is given within seconds, so it is given more
 than any other and eats the backlog. Tasks that are broken themselves look alike from there, so a
-node is suspected only for tasks that failed nowhere else, while other nodes fare well.
+node is suspected only for tasks that failed nowhere else, and for more of them in a row than the
+failures elsewhere let expect.
 """
 
 from __future__ import annotations
@@ -25,11 +26,14 @@ class Rule:
         tasks: so many different tasks failed on it, one after the other; 0: never.
         within: seconds from their start in which they did.
         starts: so many starts in a row were impossible for the node's own sake.
+        chance: that so many would fail in a row on a good node, at the most. Of a million tasks of
+            which every eighth fails, about one such row is nobody's fault.
     """
 
     tasks: int = 5
     within: float = 10.0
     starts: int = 3
+    chance: float = 1e-7
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +56,6 @@ class Suspect:
     node: str
     reason: str
     tasks: tuple[str, ...]
-
-
-#: At most so many bad ends elsewhere for each good one, or the tasks are to blame.
-_BAD_ELSEWHERE = 0.25
 
 
 def verdict_of(ended: Ended, within: float) -> Verdict | None:
@@ -125,7 +125,9 @@ def _bad(
     elsewhere = [run for other, own in by_node.items() if other != node for run in own]
     good = sum(run.verdict == "good" for run in elsewhere)
     bad = sum(run.verdict == "bad" for run in elsewhere)
-    if not good or bad > _BAD_ELSEWHERE * good:
+    # Laplace's rule of succession
+    usual = (bad + 1) / (good + bad + 2)
+    if not good or usual ** len(tasks) > rule.chance:
         return None
     last = next(iter(tasks.values()))
     reason = (

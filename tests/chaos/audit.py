@@ -106,7 +106,8 @@ def _one(
     if codes[0] > 1:
         found.twice.append(f"{id} ({task.kind}) has {codes[0]} recorded successes")
     elif rule.status is not None and codes[rule.status] != rule.decisive:
-        found.wrong.append(f"{id} ({task.kind}) has the recorded exits {dict(codes)}")
+        ends = [(one.get("pilot"), one["outcome"], one.get("reason")) for one in tries]
+        found.wrong.append(f"{id} ({task.kind}) has the recorded exits {dict(codes)}: {ends}")
 
 
 def _unmatched(lines: Sequence[Line], attempts: Sequence[Mapping[str, Any]]) -> list[str]:

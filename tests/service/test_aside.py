@@ -18,7 +18,7 @@ from tests.service.acting import LIMITS, add_pilot, ended, start, tell
 from tests.store.making import add, history, program, task
 
 S = State
-RULE = Rule(tasks=3, within=10, starts=2)
+RULE = Rule(tasks=3, within=10, starts=2, chance=0.05)
 
 
 def ledger_of(store: Store) -> Ledger:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from balsam_celery.suspects import Rule, Run, Suspect, Verdict, suspects, verdict_of
 from tests.service.acting import ended
 
-RULE = Rule(tasks=3, within=10, starts=2)
+RULE = Rule(tasks=3, within=10, starts=2, chance=0.05)
 NODES = ("n0", "n1", "n2")
 
 
@@ -63,6 +63,18 @@ def test_the_reason_names_the_last_failure_and_the_tasks_in_order() -> None:
         )
     ]
     assert names([*good("n1", "a"), *bad("n0", "x", "y", "z")], Rule(tasks=0)) == []
+
+
+@pytest.mark.parametrize(("share", "needed"), [(0.0, 5), (0.01, 5), (0.13, 8), (0.5, 24)])
+def test_the_more_fail_everywhere_the_more_must_fail_there(share: float, needed: int) -> None:
+    ends = [bad("n1", f"b{n}") if n < share * 1000 else good("n1", f"g{n}") for n in range(1000)]
+    elsewhere = [run for end in ends for run in end]
+    least = next(
+        count
+        for count in range(1, 1000)
+        if names([*elsewhere, *bad("n0", *(f"t{n}" for n in range(count)))], Rule())
+    )
+    assert least == needed
 
 
 @pytest.mark.parametrize(
