@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from tests.chaos import report
-from tests.chaos.plan import KINDS, faults, possible
+from tests.chaos.plan import KINDS, SOON, faults, possible
 from tests.chaos.report import Result
 from tests.chaos.run import Run
 from tests.chaos.stage import DATABASES, SITES, present, stage
@@ -32,6 +32,9 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10.0, help="of faults in a run")
     parser.add_argument("--tasks", type=int, default=1500, help="in a run")
     parser.add_argument("--share", type=float, default=0.2, help="of faults that overlap another")
+    parser.add_argument(
+        "--soon", type=float, default=SOON, help="of the others, that wait for no full work"
+    )
     parser.add_argument("--site", choices=SITES, default="local")
     parser.add_argument("--database", choices=DATABASES, default="sqlite")
     parser.add_argument(
@@ -68,7 +71,8 @@ def _one(result: Result, options: argparse.Namespace) -> None:
         left_out = sorted({kind.name for kind in KINDS} - {kind.name for kind in kinds})
         say(f"without {', '.join(left_out) or 'nothing'}")
         run = Run(world, result, options.tasks, say)
-        run.go(faults(result.seed, kinds, share=options.share), 60 * options.minutes)
+        plan = faults(result.seed, kinds, share=options.share, soon=options.soon)
+        run.go(plan, 60 * options.minutes)
         for note in world.notes:
             say(note)
     say(f"passed: {result.passed}; {sum(result.faults.values())} faults, {result.tasks} tasks")

@@ -101,20 +101,24 @@ def possible(kinds: Iterable[Kind], present: Iterable[str]) -> list[Kind]:
     return [kind for kind in kinds if kind.needs <= there and not kind.without & there]
 
 
-def faults(seed: int, kinds: Sequence[Kind], *, share: float) -> Iterator[Fault]:
+def faults(
+    seed: int, kinds: Sequence[Kind], *, share: float, soon: float = SOON
+) -> Iterator[Fault]:
     """Faults without end.
 
     Args:
         seed: the same gives the same.
         kinds: to choose among.
         share: of the faults that overlap the one before.
+        soon: of the others, the share that leave no time for full work.
     """
     chance = random.Random(f"faults {seed}")
     weights = [kind.weight for kind in kinds]
     before = MOMENT
     for number in itertools.count(1):
         (kind,) = chance.choices(kinds, weights)
-        fault = _fault(chance, number, kind, number > 1 and chance.random() < share, before)
+        overlaps = number > 1 and chance.random() < share
+        fault = _fault(chance, number, kind, overlaps, before, soon)
         before = max(MOMENT, fault.duration)
         yield fault
 
@@ -134,8 +138,15 @@ def each_once(seed: int, kinds: Sequence[Kind], *, share: float, longest: float)
     return found
 
 
-def _fault(chance: random.Random, number: int, kind: Kind, overlaps: bool, before: float) -> Fault:
+def _fault(
+    chance: random.Random,
+    number: int,
+    kind: Kind,
+    overlaps: bool,
+    before: float,
+    soon: float = SOON,
+) -> Fault:
     duration = round(chance.uniform(kind.least, kind.most), 1)
     wait = chance.uniform(0.0, before) if overlaps else chance.expovariate(1 / PAUSE)
-    choice, soon = chance.random(), not overlaps and chance.random() < SOON
-    return Fault(number, kind.name, duration, choice, overlaps, soon, round(min(wait, 60.0), 2))
+    choice, at_once = chance.random(), not overlaps and chance.random() < soon
+    return Fault(number, kind.name, duration, choice, overlaps, at_once, round(min(wait, 60.0), 2))

@@ -27,6 +27,7 @@ def test_a_fault_that_overlaps_begins_while_the_one_before_lasts(seed: int, shar
     for before, fault in pairwise(drawn):
         if fault.overlaps:
             assert fault.wait <= max(MOMENT, before.duration)
+    assert not any(fault.soon for fault in islice(faults(seed, KINDS, share=share, soon=0.0), 60))
     kinds = {kind.name: kind for kind in KINDS}
     assert all(kinds[f.kind].least <= f.duration <= kinds[f.kind].most for f in drawn)
 
