@@ -44,13 +44,15 @@ LASTING: dict[str, dict[str, Any]] = {
 }
 
 
-def open_slurm_site(directory: Path, changes: Mapping[str, Mapping[str, Any]] = QUICK) -> LiveSite:
+def open_slurm_site(
+    directory: Path, changes: Mapping[str, Mapping[str, Any]] = QUICK, *, tls: bool = False
+) -> LiveSite:
     """Make a site as ``balsam init --scheduler slurm`` does, change it, and bring it up.
 
     A queue without values in ``changes`` is removed. ``SLURM_CONF`` must be in the environment, of
     the services too.
     """
-    site = init(directory, name="test", scheduler="slurm", tls=False)
+    site = init(directory, name="test", scheduler="slurm", tls=tls)
     path = directory / "site.toml"
     file = SiteFile(path.read_text(encoding="utf-8"))
     file.set("redis", {"host": "127.0.0.1", "bind": "127.0.0.1"})

@@ -1,4 +1,7 @@
-"""Slurm's warning signal, as ``--signal=B:USR1@120`` asks for it: the pilot drains."""
+"""Slurm's warning signal, as ``--signal=B:USR1@120`` asks for it: the pilot drains.
+
+Its site has Redis by TLS: nodes, gang worker and pilot use it here.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ from tests.slurm.live import allocation_of
 from tests.slurm_cluster import SlurmCluster
 from tests.waiting import wait_until
 
+#: Of the site: its pilots over nodes do all that they do by TLS.
+TLS = True
 #: Each rank of the first attempt writes a checkpoint when it is told, and ends.
 CHECKPOINTS = """
 if [ "$BALSAM_ATTEMPT" = 2 ]; then exit 0; fi
@@ -24,6 +29,7 @@ wait
 
 @pytest.mark.timeout(300)
 def test_ranks_on_all_nodes_are_told(slurm_site: LiveSite, slurm_cluster: SlurmCluster) -> None:
+    assert slurm_site.site.settings.redis.tls
     (id,) = slurm_site.submit(
         "--num-nodes", "2", "--restartable", "--checkpoint-grace", "60s", "--end-signal", "USR1",
         "--", "/bin/sh", "-c", CHECKPOINTS,
