@@ -98,16 +98,25 @@ def _one(
     """A final task: is that its rightful end, and was it reached once?"""
     rule = RULES[task.kind]
     if row["state"] != rule.state:
-        told = [str(one.get("stderr_tail") or "").strip()[-300:] for one in tries]
-        reason = " / ".join([row["reason"], *told[-1:]])
+        reason = f"{row['reason']}: {_told(tries)}"
         found.wrong.append(f"{id} ({task.kind}) is {row['state']}, not {rule.state}: {reason}")
         return
     codes = Counter(one["exit_code"] for one in tries if one["outcome"] == "exit")
     if codes[0] > 1:
         found.twice.append(f"{id} ({task.kind}) has {codes[0]} recorded successes")
     elif rule.status is not None and codes[rule.status] != rule.decisive:
-        ends = [(one.get("pilot"), one["outcome"], one.get("reason")) for one in tries]
-        found.wrong.append(f"{id} ({task.kind}) has the recorded exits {dict(codes)}: {ends}")
+        exits = f"{dict(codes)}: {_told(tries)}"
+        found.wrong.append(f"{id} ({task.kind}) has the recorded exits {exits}")
+
+
+def _told(tries: Iterable[Mapping[str, Any]]) -> str:
+    """What is recorded of the attempts of a task, a line each."""
+    lines = []
+    for one in tries:
+        told = str(one.get("stderr_tail") or "").strip()[-300:]
+        facts = (one["number"], one.get("pilot"), one["outcome"], one.get("reason"), told)
+        lines.append(f"\n    {facts}")
+    return "".join(lines)
 
 
 def _unmatched(lines: Sequence[Line], attempts: Sequence[Mapping[str, Any]]) -> list[str]:
