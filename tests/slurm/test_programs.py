@@ -261,10 +261,11 @@ def test_what_the_user_sees(slurm_site: LiveSite) -> None:
     row = allocation_of(slurm_site, id)
     shown = {one["id"]: one for one in slurm_site.json("allocations")["allocations"]}
     assert shown[row.id]["native_id"] == row.native_id
-    active = slurm_site.celery("inspect", "active", "--json", "--timeout", "10")
-    assert id in active
-    # the keeper of its node, a rank of the pilot's own step, has such variables
     node = attempt_nodes(slurm_site, id)[0]["node"]
+    worker = f"{node}@{pilot_of(slurm_site, id).id}"
+    only = ("--timeout", "30", "--destination", worker)
+    assert id in slurm_site.celery("inspect", "active", "--json", *only)
+    # the keeper of its node, a rank of the pilot's own step, has such variables
     directory = slurm_site.site.run_dir / "allocations" / row.id / pilot_of(slurm_site, id).id
     keeper = json.loads((directory / f"{node}.keeper.pid").read_text(encoding="utf-8"))["pid"]
     variables = Path(f"/proc/{keeper}/environ").read_bytes().decode().split("\0")
