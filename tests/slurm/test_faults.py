@@ -192,8 +192,8 @@ def test_wall_time_over_with_tasks_running(
     assert allocation_of(slurm_site, deaf).id == row.id
     before = processes_of(id, deaf)
     assert before > {int(pid) for pid in (tmp_path / "pids").read_text().split()}
-    # Slurm counts in minutes: the least that it gives from now on
-    slurm_cluster.run("scontrol", "update", f"jobid={row.native_id}", "timelimit=1")
+    # Slurm looks for jobs whose time is over each half minute
+    slurm_cluster.run("scontrol", "update", f"jobid={row.native_id}", "endtime=now+1")
     for task in (id, deaf):
         ran_twice(slurm_site, task)
     assert not {pid for pid in before if procs.identity(pid)}
