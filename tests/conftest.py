@@ -56,7 +56,9 @@ def _marked(value: str) -> dict[int, str]:
 #: Folders whose tests share what is dear to start (or ids of tasks, by which processes are ended),
 #: so that one process runs all of them; elsewhere it is a file.
 TOGETHER = (
-    "tests/acceptance/test_postgres.py",  # has a site of its own
+    "tests/acceptance/test_pbs.py",  # these have a site of their own
+    "tests/acceptance/test_planning.py",
+    "tests/acceptance/test_postgres.py",
     "tests/acceptance/",
     "tests/pilot/",
     "tests/pressure/",
@@ -68,14 +70,19 @@ TOGETHER = (
 )
 #: What takes longest begins first.
 FIRST = (
+    "tests/slurm/test_faults",
     "tests/acceptance/",
     "tests/service/",
     "tests/pilot/",
     "tests/slurm/",
     "tests/chaos/test_short",
     "tests/pressure/",
+    "tests/site/test_supervisor",
+    "tests/store/",
     "tests/security/",
-    "tests/site/test_supervisor.py",
+    "tests/api/",
+    "tests/cli/",
+    "tests/planning/",
 )
 
 

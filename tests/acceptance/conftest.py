@@ -39,7 +39,7 @@ def note(*args, path):
 '''
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveSite]:
     """The site; tests leave it up and idle."""
     directory: Path = tmp_path_factory.mktemp("live") / "site"

@@ -116,7 +116,6 @@ def simulated(live: LiveSite, ids: list[str], overhead: float) -> float:
     return max(record.finished) - min(record.first_start)
 
 
-@pytest.mark.timeout(240)
 def test_the_real_system_does_what_the_simulator_does(recorded: LiveSite) -> None:
     ids: list[str] = recorded.python(SCRIPT)
 

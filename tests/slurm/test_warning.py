@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from balsam_celery.store import queries
 from tests.acceptance.live import LiveSite
 from tests.slurm.live import allocation_of
@@ -22,7 +20,6 @@ wait
 """
 
 
-@pytest.mark.timeout(300)
 def test_ranks_on_all_nodes_are_told(slurm_site: LiveSite, slurm_cluster: SlurmCluster) -> None:
     (id,) = slurm_site.submit(
         "--num-nodes", "2", "--restartable", "--checkpoint-grace", "60s", "--end-signal", "USR1",
