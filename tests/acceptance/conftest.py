@@ -51,7 +51,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveSite]:
         max_nodes="4",
         default_wall_time='"5m"',
         max_wall_time='"30m"',
-        idle_timeout='"60s"',
+        idle_timeout='"20s"',
         imports='["user_tasks"]',
         kill_grace='"2s"',
         poll_interval='"1s"',
