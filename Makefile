@@ -1,4 +1,8 @@
 # Everything a developer or a newcomer runs. Each target does its own set-up.
+
+# Containers often set this: each start of a process would compile the whole package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-long check bench chaos constraints clean
 
 VENV := .venv

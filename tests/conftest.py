@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
+from tests.clients import clients
 from tests.redis_server import RedisServer
 
 # A loaded machine is no counterexample, so there are no deadlines. Under CI each run draws the same
@@ -26,6 +28,10 @@ settings.register_profile(
     database=None if CI else settings.default.database,
 )
 settings.load_profile("balsam")
+
+# Containers often set this: each of some thousand processes would compile the package anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 MARK = "BALSAM_TEST_RUN"
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,7 +56,9 @@ def _marked(value: str) -> dict[int, str]:
 #: Folders whose tests share what is dear to start (or ids of tasks, by which processes are ended),
 #: so that one process runs all of them; elsewhere it is a file.
 TOGETHER = (
-    "tests/acceptance/test_postgres.py",  # has a site of its own
+    "tests/acceptance/test_pbs.py",  # these have a site of their own
+    "tests/acceptance/test_planning.py",
+    "tests/acceptance/test_postgres.py",
     "tests/acceptance/",
     "tests/pilot/",
     "tests/pressure/",
@@ -62,14 +70,19 @@ TOGETHER = (
 )
 #: What takes longest begins first.
 FIRST = (
+    "tests/slurm/test_faults",
     "tests/acceptance/",
     "tests/service/",
     "tests/pilot/",
     "tests/slurm/",
     "tests/chaos/test_short",
     "tests/pressure/",
+    "tests/site/test_supervisor",
+    "tests/store/",
     "tests/security/",
-    "tests/site/test_supervisor.py",
+    "tests/api/",
+    "tests/cli/",
+    "tests/planning/",
 )
 
 
@@ -103,6 +116,13 @@ def nothing_left_running() -> Iterator[None]:
     yield
     left = _marked(value)
     assert not left, f"processes left running: {left}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def clients_of_tests(nothing_left_running: None) -> Iterator[None]:
+    """The process that clients are forked from ends with the run."""
+    yield
+    clients.stop()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,15 +9,26 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+#: A loaded machine is no failure: so many times as long as it takes on a quiet one is waited.
+PATIENCE = 3.0
+#: Seconds between two looks, at first and at the most; in between a twentieth of the wait so far,
+#: for many a look is a query or a process of its own, and takes the time of what it waits for.
+_FIRST, _LONGEST = 0.02, 0.25
+
 
 def wait_until(condition: Callable[[], T], timeout: float = 60.0, what: str = "") -> T:
-    """Return the first true value of ``condition``; fail with ``what`` after ``timeout`` s."""
+    """Return the first true value of ``condition``.
+
+    It fails with ``what`` after ``timeout`` seconds, those of a quiet machine.
+    """
     pause = threading.Event()
-    deadline = time.monotonic() + timeout
+    begun = time.monotonic()
+    limit = PATIENCE * timeout
     while True:
         value = condition()
         if value:
             return value
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {timeout} s: {what or condition}")
-        pause.wait(0.02)
+        waited = time.monotonic() - begun
+        if waited > limit:
+            raise AssertionError(f"not within {limit} s: {what or condition}")
+        pause.wait(min(_LONGEST, max(_FIRST, waited / 20)))

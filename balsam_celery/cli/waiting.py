@@ -10,8 +10,6 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from balsam_celery.cli.group import INTERRUPTED
 from balsam_celery.cli.output import echo_json, plural, say
@@ -118,11 +116,15 @@ class _Bar:
     """A progress bar on stderr; a context manager."""
 
     def __init__(self) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
+        # dear to load, and of use at a terminal alone
+        from rich import progress
+        from rich.console import Console
+
+        self._progress = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TimeElapsedColumn(),
             console=Console(stderr=True),
             transient=True,
         )

@@ -199,6 +199,9 @@ class Ending:
         pause = _POLL_FIRST
         complain_at = time.monotonic() + _PATIENCE
         while not launched.launcher.end_step(launched.step, self._environment):
+            # a step of Slurm waits a minute for the output that a process of it holds which it has
+            # lost sight of
+            end_all(attempt.quarry, 0, self._spawner)
             if time.monotonic() > complain_at:
                 logger.error(
                     "attempt %s: whether its job step %s is over cannot be told: asking on",

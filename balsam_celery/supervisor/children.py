@@ -17,6 +17,8 @@ from balsam_celery.supervisor.logs import log_path
 #: Marks every process of a site with ``<site id>/<name>``.
 MARK_VARIABLE = "BALSAM_PROCESS"
 SUPERVISOR = "supervisor"
+#: Module that is run as a worker or beat.
+CELERY_COMMAND = "balsam_celery.supervisor.celerycommand"
 #: All that ``up`` may start, in the order of starting; stopping goes the other way.
 NAMES = ("redis", "service", "transitions", "tasks", "beat", "flower")
 
@@ -94,7 +96,8 @@ def _argv(site: Site, name: str) -> list[str]:
     if name == "redis":
         return server_command(site)
     # -P: a file of the user's that is called like a module of ours must not take its place
-    celery = [sys.executable, "-P", "-m", "celery", "-A", "balsam_celery"]
+    python = [sys.executable, "-P", "-m"]
+    celery = [*python, CELERY_COMMAND]
     level = ["--loglevel", settings.logs.level]
     if name == "beat":
         return [
@@ -103,7 +106,8 @@ def _argv(site: Site, name: str) -> list[str]:
             "--schedule", str(site.local_dir / "beat-schedule"),
         ]  # fmt: skip
     if name == "flower":
-        return [*celery, "flower", f"--conf={config_file('flowerconfig.py')}"]
+        flower = [*python, "celery", "-A", "balsam_celery", "flower"]
+        return [*flower, f"--conf={config_file('flowerconfig.py')}"]
     worker = [*celery, "worker", *level, "-n", worker_host(name)]
     quiet = ["--without-gossip", "--without-mingle"]
     if name == "service":

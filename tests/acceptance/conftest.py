@@ -39,7 +39,7 @@ def note(*args, path):
 '''
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveSite]:
     """The site; tests leave it up and idle."""
     directory: Path = tmp_path_factory.mktemp("live") / "site"
@@ -54,6 +54,8 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveSite]:
         idle_timeout='"20s"',
         imports='["user_tasks"]',
         kill_grace='"2s"',
+        poll_interval='"1s"',
+        interval='"1s"',
     )
     yield live
     close_live_site(live)

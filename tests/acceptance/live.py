@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from balsam_celery.store.engine import Store
 from balsam_celery.store.queries import TaskFilter
 from balsam_celery.store.rows import TaskRow
 from balsam_celery.supervisor import down, up
+from tests.clients import clients
 from tests.waiting import wait_until
 
 BIN = Path(sys.executable).parent
@@ -44,10 +44,7 @@ class LiveSite:
 
     def balsam(self, *arguments: str, status: int = 0, stdin: str | None = None) -> str:
         """Run ``balsam …``; returns its standard output."""
-        done = subprocess.run(
-            [str(BIN / "balsam"), *arguments],
-            env=self.environment, input=stdin, capture_output=True, text=True, timeout=170,
-        )  # fmt: skip
+        done = clients.run("balsam", *arguments, environment=self.environment, stdin=stdin)
         assert done.returncode == status, (arguments, done.returncode, done.stdout, done.stderr)
         assert "Traceback" not in done.stderr, done.stderr
         return done.stdout if status == 0 else done.stdout + done.stderr
@@ -58,10 +55,7 @@ class LiveSite:
 
     def status(self) -> Any:
         """What ``balsam status --json`` prints, whatever its exit status."""
-        done = subprocess.run(
-            [str(BIN / "balsam"), "status", "--json"],
-            env=self.environment, capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
+        done = clients.run("balsam", "status", "--json", environment=self.environment)
         return json.loads(done.stdout)
 
     def submit(self, *arguments: str) -> list[str]:
@@ -71,19 +65,14 @@ class LiveSite:
 
     def celery(self, *arguments: str) -> str:
         """Run ``celery -A balsam_celery …``."""
-        done = subprocess.run(
-            [str(BIN / "celery"), "-A", "balsam_celery", *arguments],
-            env=self.environment, capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
+        argv = ("celery", "-A", "balsam_celery", *arguments)
+        done = clients.run(*argv, environment=self.environment)
         assert done.returncode == 0, (arguments, done.stdout, done.stderr)
         return done.stdout
 
     def python(self, code: str) -> Any:
         """Run a client program; returns the JSON value that its last line holds."""
-        done = subprocess.run(
-            [sys.executable, "-W", "error", "-c", code],
-            env=self.environment, capture_output=True, text=True, timeout=170,
-        )  # fmt: skip
+        done = clients.run("python", code, environment=self.environment)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
 

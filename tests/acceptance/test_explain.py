@@ -41,7 +41,6 @@ def explain(live: LiveSite, id: str, *codes: str) -> dict[str, Any]:
     return told
 
 
-@pytest.mark.timeout(300)
 def test_a_few_situations(site: LiveSite) -> None:
     live = site
     (failed,) = live.submit(*WORKFLOW, "--", "/bin/sh", "-c", "echo no grid >&2; exit 3")

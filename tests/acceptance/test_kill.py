@@ -15,6 +15,11 @@ from tests.waiting import wait_until
 STUBBORN = "trap '' TERM; (setsid sh -c 'trap \"\" TERM; sleep 600' &) ; sleep 600"
 
 
+def only(*workers: str) -> tuple[str, ...]:
+    """Options of Celery's commands that ask these workers, and are content with their answers."""
+    return ("--timeout", "30", "--destination", ",".join(workers))
+
+
 def start(live: LiveSite, *options: str, script: str = "sleep 600") -> str:
     """A task that runs until it is killed."""
     (id,) = live.submit(*options, "--wall-time", "20m", "--", "/bin/sh", "-c", script)
@@ -52,21 +57,22 @@ def test_kill_reaches_processes_that_hide(live: LiveSite) -> None:
 
 def test_kill_of_a_task_over_nodes(live: LiveSite) -> None:
     id = start(live, "--num-nodes", "2", "--ranks-per-node", "2")
-    active = live.celery("inspect", "active", "--json", "--timeout", "5")
-    assert id in active
+    assert id in live.celery("inspect", "active", "--json", *only(f"gang@{live.task(id).pilot}"))
     live.balsam("kill", id)
     killed(live, id)
 
 
 def test_celery_commands_on_the_running_system(live: LiveSite) -> None:
     id = start(live, "--name", "shown")
-    node = live.task(id).shares[0]["node"]
-    active = json.loads(live.celery("inspect", "active", "--json", "--timeout", "5"))
-    holder = next(name for name, requests in active.items() if any(r["id"] == id for r in requests))
-    assert holder.startswith(f"{node}@")
-    stats = json.loads(live.celery("inspect", "stats", "--json", "--timeout", "5"))
+    row = live.task(id)
+    holder = f"{row.shares[0]['node']}@{row.pilot}"
+    active = json.loads(live.celery("inspect", "active", "--json", *only(holder)))
+    assert [request["id"] for request in active[holder]] == [id]
+    stats = json.loads(live.celery("inspect", "stats", "--json", *only(holder)))
     assert stats[holder]["pool"]["max-concurrency"] == 2
-    assert holder in live.celery("status", "--timeout", "5")
+    everybody = live.celery("inspect", "active", "--timeout", "3")
+    assert id in everybody
+    assert holder in live.celery("status", *only(holder))
     live.celery("control", "terminate", "SIGTERM", id)
     killed(live, id)
 
@@ -74,15 +80,13 @@ def test_celery_commands_on_the_running_system(live: LiveSite) -> None:
 def test_concurrency_follows_the_free_slots(live: LiveSite) -> None:
     id = start(live, "--num-nodes", "2")
     pilot = live.task(id).pilot
-    nodes = [share["node"] for share in live.task(id).shares]
+    workers = [f"{share['node']}@{pilot}" for share in live.task(id).shares]
 
     def concurrency() -> dict[str, int]:
-        stats = json.loads(live.celery("inspect", "stats", "--json", "--timeout", "5"))
+        stats = json.loads(live.celery("inspect", "stats", "--json", *only(*workers)))
         return {name: one["pool"]["max-concurrency"] for name, one in stats.items()}
 
-    wait_until(
-        lambda: all(concurrency().get(f"{node}@{pilot}") == 0 for node in nodes), 60, "held nodes"
-    )
+    wait_until(lambda: concurrency() == dict.fromkeys(workers, 0), 60, "held nodes")
     live.balsam("kill", id)
     killed(live, id)
 

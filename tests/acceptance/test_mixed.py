@@ -6,7 +6,6 @@ import os
 import signal
 from collections import Counter, defaultdict
 
-import pytest
 import redis
 from sqlalchemy import select
 
@@ -39,7 +38,6 @@ print(json.dumps([r.id for r in results]))
 """
 
 
-@pytest.mark.timeout(300)
 def test_two_thousand(live: LiveSite) -> None:
     ledger = live.site.directory / "ledger"
     ids = live.python(SCRIPT.replace("LEDGER", repr(str(ledger))))

@@ -79,7 +79,6 @@ def live(pbs: PbsHarness, tmp_path: Path) -> Iterator[LiveSite]:
         down(live.site, cancel=True)
 
 
-@pytest.mark.timeout(240)
 def test_tasks_over_nodes_of_a_pbs_job(live: LiveSite, pbs: PbsHarness, tmp_path: Path) -> None:
     """The pilot comes to its nodes by ``pbs_tmrsh``, from a login shell's PATH in the home."""
     assert live.site.settings.scheduler.kind == "pbs"
@@ -150,7 +149,6 @@ def _lose_mom(pbs: PbsHarness, number: int) -> None:
         pbs.fake.save({**job, "state": "F", "ended": time.time(), "code": -20})
 
 
-@pytest.mark.timeout(240)
 def test_no_program_outlives_what_pbs_calls_its_end(
     live: LiveSite, pbs: PbsHarness, tmp_path: Path
 ) -> None:

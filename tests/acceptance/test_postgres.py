@@ -48,7 +48,9 @@ def live(
     write_private(site.secrets_dir / "database", url.replace("+psycopg", "") + "\n")
     write_private(site.secrets_dir / "redis-url", redis_server.url + "\n")
     set_keys(site, "database", url_file='"secrets/database"')
-    set_keys(site, "pilot", idle_timeout='"5s"')
+    set_keys(site, "site", kill_grace='"1s"')
+    set_keys(site, "scheduler", poll_interval='"1s"')
+    set_keys(site, "packing", interval='"1s"')
     site = set_keys(site, "redis", url_file='"secrets/redis-url"')
     up(site)
     store = connect_store(site)
@@ -68,6 +70,11 @@ def environments(site: Site) -> dict[Path, str]:
             with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
                 found[place] = (place / "environ").read_text(errors="replace")
     return {place: text for place, text in found.items() if site.settings.site.id in text}
+
+
+def until(gate: Path) -> str:
+    """Shell text that lasts until there is such a file."""
+    return f'while [ ! -e "{gate}" ]; do sleep 0.1; done'
 
 
 def flower(site: Site, path: str) -> str:
@@ -102,7 +109,8 @@ def test_no_secret_is_seen(
     live: LiveSite, postgres_server: PostgresServer, redis_server: RedisServer
 ) -> None:
     secrets = [postgres_server.password, redis_server.password]
-    [id] = live.submit("--", "sh", "-c", "env; sleep 4")
+    gate = live.site.directory / "gate-secrets"
+    [id] = live.submit("--", "sh", "-c", f"env; {until(gate)}")
     live.wait_for(id, "RUNNING")
     seen = list(environments(live.site).values())
     assert any(f"BALSAM_TASK_ID={id}" in text for text in seen)
@@ -111,6 +119,7 @@ def test_no_secret_is_seen(
         for place in environments(live.site)
         if (place / "cmdline").exists()
     ]
+    gate.touch()
     live.wait_for(id, "JOB_FINISHED")
     seen += [live.balsam(command) for command in ("status", "ls", "allocations", "pilot")]
     seen += [live.balsam("status", "--json"), live.balsam("show", id), live.balsam("log", id)]
@@ -188,7 +197,8 @@ def test_of_two_services_one_leads_and_the_other_takes_over(live: LiveSite, tmp_
 
     first = pid_of("service")
     assert leader() == first
-    [running] = live.submit("--", "sh", "-c", "sleep 20; echo outlived it")
+    gate = site.directory / "gate-services"
+    [running] = live.submit("--", "sh", "-c", f"{until(gate)}; echo outlived it")
     live.wait_for(running, "RUNNING")
     plain = children.child(site, "service")
     argv = [*plain.argv, "-n", "service@second"]
@@ -211,6 +221,7 @@ def test_of_two_services_one_leads_and_the_other_takes_over(live: LiveSite, tmp_
         ids = [live.submit("--", "true")[0] for _ in range(3)]
         for id in ids:
             live.wait_for(id, "JOB_FINISHED")
+        gate.touch()
         ended = live.wait_for(running, "JOB_FINISHED")
         assert ended.attempt == 1
         assert "outlived it" in live.balsam("log", running)
@@ -232,6 +243,7 @@ def test_of_two_services_one_leads_and_the_other_takes_over(live: LiveSite, tmp_
 def test_down_and_up_with_the_url_in_the_environment(
     live: LiveSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The last one: it leaves the site down."""
     site = live.site
     url = site.secret("database")
     [broken_off] = live.submit("--", "sleep", "1000")
@@ -264,4 +276,3 @@ def test_down_and_up_with_the_url_in_the_environment(
     finally:
         down(find(site.directory))
         set_keys(site, "database", url_file='"secrets/database"', url_env='""')
-        up(find(site.directory))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,6 @@ from balsam_celery.siteinit import init
 from balsam_celery.states import State
 from balsam_celery.store import queries, schema
 from balsam_celery.store.engine import Store
-from balsam_celery.store.migrate import upgrade
 from balsam_celery.store.queries import TaskFilter
 from balsam_celery.store.rows import TaskRow
 from balsam_celery.store.transitions import Move, move
@@ -32,6 +32,9 @@ from balsam_celery.tasks.connect import close
 from balsam_celery.tasks.program import Program, program
 from balsam_celery.wire import Ended, Record
 from tests.redis_server import RedisServer, free_port
+from tests.store.conftest import migrated_sqlite
+
+__all__ = ["migrated_sqlite"]
 
 S = State
 
@@ -50,10 +53,10 @@ def use_redis(site: Site, url: str) -> Site:
 
 
 @pytest.fixture
-def bare_site(tmp_path: Path) -> Site:
+def bare_site(tmp_path: Path, migrated_sqlite: Path) -> Site:
     """A site of 4 virtual nodes with 8 cores, its database made."""
     made = init(tmp_path / "site", local=LocalSettings(nodes=4, cores_per_node=8))
-    upgrade(made.database_url(), None)
+    shutil.copy(migrated_sqlite, made.database_path)
     return made
 
 

@@ -118,7 +118,7 @@ def test_waiting(play: Played) -> None:
     start = time.monotonic()
     with pytest.raises(CeleryTimeoutError):
         result.get(timeout=0.3)
-    assert 0.25 < time.monotonic() - start < 2
+    assert time.monotonic() - start > 0.25
     play.start(result.id)
     seen: list[Any] = []
 

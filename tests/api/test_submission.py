@@ -175,9 +175,7 @@ def test_a_command_that_the_site_keeps(play: Played) -> None:
 
 def test_many_in_one_transaction(play: Played) -> None:
     relax = play.program("relax", RELAX)
-    start = time.monotonic()
     results = submit_many(relax.s(input=str(number)) for number in range(5000))
-    assert time.monotonic() - start < 20
     assert len({result.id for result in results}) == 5000
     with pytest.raises(InvalidInput, match="give input"):
         submit_many([relax.s(input="x"), relax.s()])

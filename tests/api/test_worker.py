@@ -18,6 +18,7 @@ from balsam_celery.celeryapp import redis_client
 from balsam_celery.service.publish import Publisher
 from balsam_celery.site import Site
 from balsam_celery.states import State
+from balsam_celery.supervisor.children import CELERY_COMMAND
 from balsam_celery.wire import KillAsked, Record, StepEnded, StepStarted
 from tests.api.conftest import Played
 from tests.waiting import wait_until
@@ -111,7 +112,7 @@ def worker(site: Site, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     (site.directory / "user_steps.py").write_text(MODULE, encoding="utf-8")
     environment = {**os.environ, "BALSAM_SITE": str(site.directory), "BALSAM_ROLE": "tasks"}
     command = [
-        sys.executable, "-m", "celery", "-A", "balsam_celery", "worker", "-Q", keys.TASKS_QUEUE,
+        sys.executable, "-P", "-m", CELERY_COMMAND, "worker", "-Q", keys.TASKS_QUEUE,
         "-n", "tasks@here", "-c", "2", "--without-gossip", "--without-mingle", "-l", "INFO",
     ]  # fmt: skip
     log = tmp_path / "worker.log"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,11 @@ from balsam_celery.states import State
 from balsam_celery.store import schema
 from balsam_celery.store.engine import Store
 from balsam_celery.store.insert import NewTask, insert_tasks
-from balsam_celery.store.migrate import upgrade
 from balsam_celery.store.queries import get_task
 from balsam_celery.store.transitions import Move, move
+from tests.store.conftest import migrated_sqlite
 
+__all__ = ["migrated_sqlite"]
 S = State
 #: From PREPROCESSED to each state, on legal moves.
 PATHS: dict[State, tuple[State, ...]] = {
@@ -100,10 +102,10 @@ class Cli:
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Site:
+def site(tmp_path: Path, migrated_sqlite: Path) -> Site:
     """A new site of 4 virtual nodes with a database, and nothing running."""
     made = init(tmp_path / "site", local=LocalSettings(nodes=4, cores_per_node=8))
-    upgrade(made.database_url(), None)
+    shutil.copy(migrated_sqlite, made.database_path)
     return made
 
 

@@ -78,6 +78,9 @@ def live(disks: SmallDisks) -> Iterator[LiveSite]:
         max_wall_time='"60m"',
         idle_timeout='"5m"',
         kill_grace='"2s"',
+        poll_interval='"1s"',
+        interval='"1s"',
+        enabled="false",  # Flower
     ) as opened:
         yield opened
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from balsam_celery.store import queries
 from tests.acceptance.live import LiveSite
 from tests.slurm.live import allocation_of
@@ -27,7 +25,6 @@ wait
 """
 
 
-@pytest.mark.timeout(300)
 def test_ranks_on_all_nodes_are_told(slurm_site: LiveSite, slurm_cluster: SlurmCluster) -> None:
     assert slurm_site.site.settings.redis.tls
     (id,) = slurm_site.submit(

