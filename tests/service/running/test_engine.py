@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sqlite3
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from balsam_celery.states import FINAL, State
 from balsam_celery.store.engine import Store
 from balsam_celery.suspects import Suspect
 from balsam_celery.wire import Ended, KillAsked, Registered, Report, StepEnded, encode
+from tests.postgres import PostgresServer
 from tests.redis_server import RedisServer
 from tests.service.acting import attempts_of, effects_of, step
 from tests.service.running.player import Player, over
@@ -162,6 +164,36 @@ def test_database_locked(make_engine: MakeEngine, store: Store, player: Player) 
     blocker.close()
     wait_state(store, "t00001", S.JOB_FINISHED, 40)
     wait_until(lambda: number in player.acknowledged("p1", "n0"), 10, "the acknowledgement")
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+def test_kill_9_of_the_database(
+    make_engine: MakeEngine,
+    store: Store,
+    player: Player,
+    postgres_server: PostgresServer,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Outcomes stay where they are until SQL is back."""
+    engine = make_engine()
+    player.register("p1", (1,))
+    add(store, program("t00001"), program("t00002"), now=time.time())
+    [first] = player.wait_specs(1, "p1")
+    postgres_server.halt(signal.SIGKILL)
+    try:
+        numbers = player.run("p1", "n0", first)
+        wait_until(lambda: "the service waits" in caplog.text, 20, "it says so")
+        assert engine.is_alive()
+        assert not player.acknowledged("p1", "n0")
+    finally:
+        postgres_server.resume()
+    [second] = player.wait_specs(1, "p1")
+    assert {first.id, second.id} == {"t00001", "t00002"}
+    wait_acknowledged(player, "n0", set(numbers))
+    player.run("p1", "n0", second)
+    for id in ("t00001", "t00002"):
+        wait_state(store, id, S.JOB_FINISHED)
+    assert [one.outcome for one in attempts_of(store, first.id)] == ["exit"]
 
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
