@@ -202,6 +202,9 @@ class Engine(threading.Thread):
         for one in records:
             if isinstance(one, WorkerLost) and not one.restarted and one.pilot:
                 self._ledger = self._ledger.lose_node(one.pilot, one.node)
+        if not self.leadership.is_leader:
+            # another may have taken these away, and what begins the inbox now may look the same
+            raise NotLeading
         self._inbox.acknowledge(letters.reports)
         self._inbox.drop(letters)
         self._dirty = True
