@@ -202,7 +202,7 @@ class Engine(threading.Thread):
         for one in records:
             if isinstance(one, WorkerLost) and not one.restarted and one.pilot:
                 self._ledger = self._ledger.lose_node(one.pilot, one.node)
-        if not self.leadership.is_leader:
+        if not (self.leadership.keep() and self.leadership.term == self._term):
             # another may have taken these away, and what begins the inbox now may look the same
             raise NotLeading
         self._inbox.acknowledge(letters.reports)
