@@ -210,10 +210,11 @@ def test_a_node_is_put_aside_though_sql_was_away(
 
     monkeypatch.setattr(engine_module, "put_aside", away_at_first)
     make_engine()
-    player.register("p1", (5, 5))
-    add(store, *(program(f"t{number:05}") for number in range(10)), now=time.time())
-    broken, sound = player.wait_specs(5, "p1", "n0"), player.wait_specs(5, "p1", "n1")
-    player.run("p1", "n1", sound[0])
+    player.register("p1", (8, 8))
+    add(store, *(program(f"t{number:05}") for number in range(16)), now=time.time())
+    broken, sound = player.wait_specs(8, "p1", "n0"), player.wait_specs(8, "p1", "n1")
+    for spec in sound[:7]:
+        player.run("p1", "n1", spec)
     for spec in broken:
         player.run("p1", "n0", spec, code=9)
     # its failures are not its tasks': they run once more, elsewhere
