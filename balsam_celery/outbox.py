@@ -225,6 +225,11 @@ class Outbox:
         with self._lock:
             return (*self._held, *(key for key, _ in self._unacked.values()))
 
+    def owes(self, task: str, attempt: int) -> bool:
+        """Tell whether the attempt was received and its outcome is not in here yet."""
+        with self._lock:
+            return (task, attempt) in self._held
+
     def outcome(self, task: str, attempt: int) -> Ended | None:
         """The outcome of an attempt that ended here, if the file still has it."""
         found = None

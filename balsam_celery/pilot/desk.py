@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from balsam_celery.outbox import Outbox
 from balsam_celery.pilot.attempt import Attempt
 from balsam_celery.pilot.courier import Courier
-from balsam_celery.pilot.earlier import Earlier
 from balsam_celery.pilot.pool import AttemptPool
 from balsam_celery.wire import Ended, KillAsked, KillOrder, TaskSpec
 
@@ -19,13 +18,10 @@ logger = logging.getLogger(__name__)
 class Desk:
     """Decides, for one worker, what a message leads to; called on Celery's thread only."""
 
-    def __init__(
-        self, outbox: Outbox, pool: AttemptPool, courier: Courier, earlier: Earlier
-    ) -> None:
+    def __init__(self, outbox: Outbox, pool: AttemptPool, courier: Courier) -> None:
         self._outbox = outbox
         self._pool = pool
         self._courier = courier
-        self._earlier = earlier
 
     def run(self, specs: Sequence[TaskSpec]) -> None:
         """Run what has not been seen here before; each attempt runs once at the most."""
@@ -51,7 +47,9 @@ class Desk:
         unknown = self._pool.condemn(
             [(key, "killed", order.reason)], waiting_only=order.waiting_only
         )
-        if not unknown or self._earlier.holds(key):
+        if not unknown or self._outbox.owes(*key):
+            # what runs no more, but whose outcome is not there, has it on its way; or nobody has
+            # confirmed that it is over, and then it must not be told (R4)
             return
         fenced = self._outbox.receive([key])
         if not fenced and self._courier.again(*key):

@@ -15,7 +15,7 @@ SweepNodes = Callable[[Key, tuple[str, ...], float], str]
 
 
 class Earlier:
-    """Those attempts; :meth:`holds` may be called from any thread.
+    """Those attempts.
 
     Before a worker is started in place of one that died, all nodes were swept that could be asked.
     An attempt that was on another one too is over once that node has confirmed, or the scheduler
@@ -38,16 +38,12 @@ class Earlier:
         self._attempts = attempts
         self._sweep = sweep
         self._put = put
-        self._held = {key for key, nodes in attempts.items() if sweep and {*nodes} & {*silent}}
-
-    def holds(self, key: Key) -> bool:
-        """Tell whether a process of that attempt may live; its outcome comes when none does."""
-        return key in self._held
+        self._silent = frozenset(silent)
 
     def end(self) -> None:
         """End those that are over now, and begin to wait for the others."""
-        for key in self._attempts:
-            if key in self._held:
+        for key, nodes in self._attempts.items():
+            if self._sweep is not None and not self._silent.isdisjoint(nodes):
                 threading.Thread(
                     target=self._await, args=(key,), name="earlier", daemon=True
                 ).start()
@@ -55,10 +51,9 @@ class Earlier:
                 self._put(_lost(key))
 
     def _await(self, key: Key) -> None:
-        assert self._sweep is not None, "it is held"
+        assert self._sweep is not None, "it is waited for"
         if not self._sweep(key, self._attempts[key], 0.0):
             self._put(_lost(key))
-            self._held.discard(key)
 
 
 def _lost(key: Key) -> Ended:

@@ -145,7 +145,7 @@ def _live(
         sweeper.sweep_nodes if sweeper else None,
         lambda ended: courier.put(ended, True),
     )
-    desk = worker.desk = Desk(outbox, pool, courier, earlier)
+    desk = worker.desk = Desk(outbox, pool, courier)
     strategy.register(app, desk, context.queue)
     stopped = threading.Event()
 

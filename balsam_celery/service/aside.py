@@ -45,7 +45,7 @@ class Watch:
     ) -> list[tuple[str, Suspect]]:
         """Take in ends; returns the nodes to put aside, with their pilots.
 
-        Of a node that is aside already, those tasks that ended there since.
+        Of a node that is aside already, those tasks that ended there since, and nowhere else badly.
         """
         self._forget(ledger)
         found: list[Suspect] = []
@@ -57,12 +57,16 @@ class Watch:
             reason = ended.reason or f"exit code {ended.exit_code}"
             self._runs.append(Run(key, ended.id, verdict, reason))
             self._trail[key] = 0 if verdict == "good" else self._trail.get(key, 0) + 1
-            if key in self._aside and verdict == "bad":
+            if key in self._aside and verdict == "bad" and self._fails_only(ended.id, key):
                 found.append(Suspect(key, self._aside[key], (ended.id,)))
         least = min(self._rule.tasks or self._rule.starts, self._rule.starts)
         if any(length >= least for key, length in self._trail.items() if key not in self._aside):
             found += self._judge(ledger, now)
         return [self._once(one) for one in found]
+
+    def _fails_only(self, task: str, key: str) -> bool:
+        bad = (run.node for run in self._runs if run.task == task and run.verdict == "bad")
+        return all(node == key for node in bad)
 
     def _forget(self, ledger: Ledger) -> None:
         """Let go of pilots that have ended; what ran there still tells of its tasks."""

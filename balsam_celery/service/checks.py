@@ -22,7 +22,7 @@ from sqlalchemy import Connection, select, text
 from balsam_celery import keys
 from balsam_celery.service import steps
 from balsam_celery.service.cases import Batch, Change
-from balsam_celery.service.hooks import Outstanding, StepKey
+from balsam_celery.service.hooks import Outstanding, StepKey, message_id
 from balsam_celery.service.leading import Leadership
 from balsam_celery.service.release import settle
 from balsam_celery.store import schema
@@ -86,7 +86,7 @@ class Checks:
         with self._store.read() as conn:
             open_steps = _open_steps(conn, now - PAUSE)
         open_hooks = {
-            key: f"{key[0]}.{key[1]}.{key[2]}"
+            key: message_id(key)
             for key, sent in list(self._outstanding.sent.items())
             if sent <= now - PAUSE
         }
@@ -134,7 +134,9 @@ class Checks:
     def _queued(self, queue: str) -> set[str]:
         return set(_ids(self._client.lrange(f"{self._prefix}{queue}", 0, -1)))
 
-    def _send_again(self, lost: Iterable[StepKey]) -> None:
+    def _send_again(self, lost: Collection[StepKey]) -> None:
+        if lost:
+            self._drop_unacknowledged({message_id(key) for key in lost})
         for key in lost:
             log.warning("step %s of task %s was lost and is sent again", key[2], key[0])
             self._outstanding.sent.pop(key, None)

@@ -95,6 +95,7 @@ class Engine(threading.Thread):
         self._kills = kill.Kills()
         self._ledger = Ledger.empty()
         self._watch = Watch(rule_of(settings.retry))
+        self._suspects: list[tuple[str, Suspect]] = []  # with their pilots; to be put aside yet
         self._rebuilt = 0.0
         self._looked = 0.0
         self._dirty = True
@@ -166,6 +167,7 @@ class Engine(threading.Thread):
         begin = time.monotonic()
         if letters.raw:
             self._receive(letters)
+        self._put_aside()
         now = self._store.clock()
         if self._dirty or now >= self._looked + _LOOK:
             self._look(now)
@@ -180,6 +182,7 @@ class Engine(threading.Thread):
         self._out.forget()
         self._kills = kill.Kills()
         self._ledger = Ledger.empty()
+        self._suspects.clear()
         self._dirty = True
         if leads:
             # an earlier life sent what waits; ``checks`` finds what was lost with it
@@ -199,6 +202,9 @@ class Engine(threading.Thread):
         for one in records:
             if isinstance(one, WorkerLost) and not one.restarted and one.pilot:
                 self._ledger = self._ledger.lose_node(one.pilot, one.node)
+        if not (self.leadership.keep() and self.leadership.term == self._term):
+            # another may have taken these away, and what begins the inbox now may look the same
+            raise NotLeading
         self._inbox.acknowledge(letters.reports)
         self._inbox.drop(letters)
         self._dirty = True
@@ -241,19 +247,24 @@ class Engine(threading.Thread):
         for pilot, reason in recorded.unwanted:
             self._out.drain(pilot, reason)
         if recorded.ends:
-            self._put_aside(recorded)
+            now = self._store.clock()
+            self._suspects += self._watch.note(recorded.ends, self._ledger, now)
 
-    def _put_aside(self, recorded: Recorded) -> None:
+    def _put_aside(self) -> None:
         """Use no more the nodes that fail what they are given."""
-        now = self._store.clock()
-        for pilot, one in self._watch.note(recorded.ends, self._ledger, now):
+        while self._suspects:
+            pilot, one = self._suspects.pop(0)
 
             def write(conn: Connection, pilot: str = pilot, one: Suspect = one) -> Batch:
-                batch = Batch(conn, now, WHO)
+                batch = Batch(conn, self._store.clock(), WHO)
                 put_aside(batch, pilot, one)
                 return batch
 
-            batch = self.leadership.run(write)
+            try:
+                batch = self.leadership.run(write)
+            except StoreError:
+                self._suspects.insert(0, (pilot, one))
+                raise
             self._ledger = self._ledger.lose_node(pilot, one.node)
             self.courier.tell(batch.changes)
 

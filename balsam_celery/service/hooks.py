@@ -47,7 +47,12 @@ class Pending:
     @property
     def message_id(self) -> str:
         """Celery id of its message."""
-        return f"{self.row.id}.{self.row.attempt}.{self.step}"
+        return message_id(self.key)
+
+
+def message_id(key: StepKey) -> str:
+    """Celery id of a step's message, the same each time that it is sent."""
+    return ".".join(map(str, key))
 
 
 @dataclass(slots=True)

@@ -122,8 +122,11 @@ def kill_batch(
 
 
 def _may_run(case: Case) -> bool:
-    # of a step of the transitions worker only the service knows whether it was sent
-    return case.state in ON_PILOT or awaited(case.row) is not None
+    if case.state in ON_PILOT:
+        return True
+    # of a step of the transitions worker only the service knows whether it was sent; one that the
+    # task came to wait for in this transaction was not
+    return case.row.state is case.state and awaited(case.row) is not None
 
 
 def _request(batch: Batch, cases: Collection[Case], reason: str) -> None:

@@ -27,7 +27,7 @@ from balsam_celery.service.pack import pack
 from balsam_celery.service.poll import Poller
 from balsam_celery.service.publish import Publisher
 from balsam_celery.service.reap import reap
-from balsam_celery.service.reconcile import reconcile
+from balsam_celery.service.reconcile import Reconciler
 from balsam_celery.service.record import Recorded, record
 from balsam_celery.site import Site
 from balsam_celery.store import runtimes
@@ -77,6 +77,7 @@ class Service:
         proof = scheduler.capabilities.end_is_proof
         lingering = None if proof else Lingering(store, self._client, site)
         self._poller = Poller(store, scheduler, site, lingering)
+        self._reconciler = Reconciler(store, self._client, site, self._send_kills)
         self._checks = Checks(
             store,
             app,
@@ -140,7 +141,7 @@ class Service:
                 return
             housekeep.note_heartbeats(self.store, self._client, self.site)
             housekeep.send_drains(self.store, self._client, self.site)
-            reconcile(self.store, self._client, self.site, send=self._send_kills)
+            self._reconciler.look()
             self.engine.courier.tell(self._checks.run())
             housekeep.sweep(self.store, self._client, self.site)
             if self.store.clock() >= self._fade_at:

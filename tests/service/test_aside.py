@@ -93,6 +93,21 @@ def test_that_others_run_well_may_be_known_late(store: Store) -> None:
     assert pilot(store).state is PilotState.DRAINING
 
 
+def test_who_fails_elsewhere_too_is_not_given_back(store: Store) -> None:
+    """Also where its last failure is on a node that is aside by then."""
+    add_pilot(store, cores=(1, 1))
+    ledger, watch = ledger_of(store), Watch(RULE)
+
+    def note(node: str, id: str, code: int) -> list[str]:
+        found = watch.note([("pilot1", node, ended(id, code=code))], ledger, store.clock())
+        return [task for _, one in found for task in one.tasks]
+
+    assert note("n1", "well", 0) == note("n0", "a", 1) == note("n0", "b", 1) == []
+    assert note("n0", "c", 1) == ["a", "b", "c"]
+    assert note("n1", "own", 1) == note("n0", "own", 1) == []
+    assert note("n0", "d", 1) == ["d"]
+
+
 def test_a_retry_that_waits_is_not_counted(store: Store) -> None:
     ids = [f"t{n:05}" for n in range(8)]
     nodes = place_all(store, *ids, max_retries=1)

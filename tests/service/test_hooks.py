@@ -23,7 +23,7 @@ from balsam_celery.states import State
 from balsam_celery.store.engine import Store
 from balsam_celery.store.insert import NewTask
 from balsam_celery.store.rows import TaskRow
-from balsam_celery.wire import TransitionEnded
+from balsam_celery.wire import KillAsked, TransitionEnded
 from tests.service.acting import add_pilot, advance, ended, start, step, tell
 from tests.store.making import add, history, program, task
 from tests.waiting import wait_until
@@ -243,6 +243,20 @@ def test_a_kill_of_a_step_that_was_never_sent_waits_for_nobody(store: Store) -> 
     # again is harmless, also with what was read before
     assert not store.run(lambda conn: end(batch(store, conn), rows, hooks.Outstanding()))
     assert not waits_for(store)
+
+
+@pytest.mark.parametrize("step", ["stage_in", "preprocess", "handler"])
+def test_a_kill_that_comes_with_the_end_of_a_step(store: Store, step: str) -> None:
+    """In one batch: nothing runs, and the task must not wait for a pilot to be killed."""
+    add_pilot(store)
+    add(store, hooked("t00001", hooks={step: ["x"]}))
+    advance(store)
+    if step == "handler":
+        start(store)
+        tell(store, ended("t00001", code=1))
+    over = done("t00001", step, attempt=task(store, "t00001").attempt, verdict="restart")
+    tell(store, over, KillAsked(("t00001",), terminate=True, who="flower"))
+    assert task(store, "t00001").state is S.USER_KILLED
 
 
 def batch(store: Store, conn: Connection) -> Batch:

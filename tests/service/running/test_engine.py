@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sqlite3
 import time
 from collections.abc import Callable
@@ -12,11 +13,17 @@ from celery import Celery
 from sqlalchemy import text
 
 from balsam_celery import keys
+from balsam_celery.errors import StoreError
+from balsam_celery.service import engine as engine_module
+from balsam_celery.service.aside import put_aside
+from balsam_celery.service.cases import Batch
 from balsam_celery.service.engine import Engine
 from balsam_celery.service.requests import request_kill
 from balsam_celery.states import FINAL, State
 from balsam_celery.store.engine import Store
+from balsam_celery.suspects import Suspect
 from balsam_celery.wire import Ended, KillAsked, Registered, Report, StepEnded, encode
+from tests.postgres import PostgresServer
 from tests.redis_server import RedisServer
 from tests.service.acting import attempts_of, effects_of, step
 from tests.service.running.player import Player, over
@@ -157,6 +164,63 @@ def test_database_locked(make_engine: MakeEngine, store: Store, player: Player) 
     blocker.close()
     wait_state(store, "t00001", S.JOB_FINISHED, 40)
     wait_until(lambda: number in player.acknowledged("p1", "n0"), 10, "the acknowledgement")
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+def test_kill_9_of_the_database(
+    make_engine: MakeEngine,
+    store: Store,
+    player: Player,
+    postgres_server: PostgresServer,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Outcomes stay where they are until SQL is back."""
+    engine = make_engine()
+    player.register("p1", (1,))
+    add(store, program("t00001"), program("t00002"), now=time.time())
+    [first] = player.wait_specs(1, "p1")
+    postgres_server.halt(signal.SIGKILL)
+    try:
+        numbers = player.run("p1", "n0", first)
+        wait_until(lambda: "the service waits" in caplog.text, 20, "it says so")
+        assert engine.is_alive()
+        assert not player.acknowledged("p1", "n0")
+    finally:
+        postgres_server.resume()
+    [second] = player.wait_specs(1, "p1")
+    assert {first.id, second.id} == {"t00001", "t00002"}
+    wait_acknowledged(player, "n0", set(numbers))
+    player.run("p1", "n0", second)
+    for id in ("t00001", "t00002"):
+        wait_state(store, id, S.JOB_FINISHED)
+    assert [one.outcome for one in attempts_of(store, first.id)] == ["exit"]
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_a_node_is_put_aside_though_sql_was_away(
+    make_engine: MakeEngine, store: Store, player: Player, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[str] = []
+
+    def away_at_first(batch: Batch, pilot: str, one: Suspect) -> None:
+        tries.append(one.node)
+        if len(tries) == 1:
+            raise StoreError("it did not answer")
+        put_aside(batch, pilot, one)
+
+    monkeypatch.setattr(engine_module, "put_aside", away_at_first)
+    make_engine()
+    player.register("p1", (8, 8))
+    add(store, *(program(f"t{number:05}") for number in range(16)), now=time.time())
+    broken, sound = player.wait_specs(8, "p1", "n0"), player.wait_specs(8, "p1", "n1")
+    for spec in sound[:7]:
+        player.run("p1", "n1", spec)
+    for spec in broken:
+        player.run("p1", "n0", spec, code=9)
+    # its failures are not its tasks': they run once more, elsewhere
+    again = wait_until(lambda: player.take("p1", "n1")[0], 20, "they come to the sound one")
+    assert {spec.id for spec in again} <= {spec.id for spec in broken}
+    assert tries == ["n0", "n0"]
 
 
 def test_one_leads_and_the_next_takes_over(

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
+import pytest
+from celery import Celery
 from sqlalchemy import Connection, text
 
+from balsam_celery import keys
+from balsam_celery.service.engine import Engine
+from balsam_celery.service.inbox import push
+from balsam_celery.service.journal import Journal
+from balsam_celery.service.leading import NotLeading
 from balsam_celery.service.place import Sent
+from balsam_celery.site import Site
 from balsam_celery.states import State
 from balsam_celery.store.engine import Store
 from balsam_celery.store.insert import insert_tasks
+from balsam_celery.wire import Wake
 from tests.service.acting import start_in, step
 from tests.service.running.conftest import MakeEngine
 from tests.service.running.player import Player
@@ -42,3 +52,19 @@ def test_slots_that_another_leader_gave_are_not_given_again(
     add(store, program("t00003"), step("s00001"), now=time.time())
     wait_until(lambda: task(store, "s00001").state is S.DISPATCHED, 20, "it looked")
     assert task(store, "t00003").state is S.PREPROCESSED
+
+
+def test_one_whose_lease_has_run_out_takes_nothing_away(
+    site: Site, app: Celery[Any], store: Store, player: Player
+) -> None:
+    """It may have been held up since it read, and hints look alike."""
+    backend: Any = app.backend
+    engine = Engine(site, app, store, player.client, backend, Journal(site))
+    push(player.client, player.prefix, Wake())
+    letters = engine._inbox.read(0)
+    with pytest.raises(NotLeading):
+        engine._receive(letters)
+    assert player.client.llen(keys.inbox(player.prefix)) == 1
+    engine._term = engine.leadership.term  # as it leads from the turn's beginning
+    engine._receive(letters)
+    assert not player.client.llen(keys.inbox(player.prefix))
