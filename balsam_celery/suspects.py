@@ -61,7 +61,8 @@ class Suspect:
 def verdict_of(ended: Ended, within: float) -> Verdict | None:
     """What an end says of its node; ``None``: nothing."""
     if ended.outcome == "unfit":
-        return "unfit"
+        # where a launcher was started it is the batch system that could not start its ranks
+        return "unfit" if ended.started is None else None
     if ended.outcome not in ("exit", "signal", "timeout", "cannot-start"):
         return None
     if ended.outcome == "exit" and ended.exit_code == 0:

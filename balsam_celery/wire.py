@@ -119,7 +119,9 @@ Outcome = Literal[
     "killed",  # a KillOrder ended it, before or after its start
     "fenced",  # a KillOrder came before the attempt; it never starts here
     "cannot-start",  # no such program, no permission
-    "unfit",  # the node could not start it: no disk, no memory, no work directory
+    # the node could not start it: no disk, no memory, no work directory; or, with ``started``, its
+    # launcher could not start the ranks, as the batch system was away
+    "unfit",
     "lost",  # the worker that held it died; no process of it lives
     "drained",  # the pilot ended first (walltime, drain, SIGTERM)
     "cut",  # told to end before the allocation's end; the pilot goes on

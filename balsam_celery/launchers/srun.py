@@ -15,13 +15,17 @@ from balsam_celery.launchers.base import Launch, Launcher, Ranks
 _LOST = re.compile(r"srun: error: Node failure on (\S+)")
 
 #: What it says, on Slurm 22.05, while the controller or a node's slurmd is away. A controller that
-#: has just come back takes the job it is in for one that is pending.
+#: has just come back takes the job it is in for one that is pending, or its nodes for ones without
+#: memory.
 _NOT_STARTED = re.compile(
     r"^srun: error: (Unable to confirm allocation for job .*|Unable to create step for job"
-    r".*(?:Unable to contact slurm controller|Socket timed out|Zero Bytes were transmitted).*"
+    r".*(?:Unable to contact slurm controller|Socket timed out|Zero Bytes were transmitted"
+    r"|Memory required by task is not available|Required node not available).*"
     r"|Application launch failed: (?:Communication connection failure|Socket timed out).*)$",
     re.MULTILINE,
 )
+#: What it says of ranks that have run; the words above are then those of a program.
+_RAN = re.compile(r"^srun: error: \S+: tasks? \S+: ", re.MULTILINE)
 
 
 class Srun(Launcher):
@@ -64,7 +68,7 @@ class Srun(Launcher):
         return found[1] if found else None
 
     def not_started(self, output: str) -> str:
-        found = _NOT_STARTED.search(output)
+        found = None if _RAN.search(output) else _NOT_STARTED.search(output)
         return f"srun: {found[1]}" if found else ""
 
     def end_step(self, name: str, environment: Mapping[str, str]) -> bool:

@@ -198,7 +198,7 @@ class Runner:
             trouble = launched.launcher.not_started(stderr)
             if trouble:
                 # the batch system was away: the program has had no try
-                outcome, reason = "lost", f"its ranks could not be started: {trouble}"
+                outcome, reason = "unfit", f"its ranks could not be started: {trouble}"
         return Ended(
             id=spec.id,
             attempt=spec.attempt,

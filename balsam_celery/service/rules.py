@@ -13,8 +13,8 @@ from balsam_celery.wire import Ended
 
 #: Ends that are nobody's fault: they never count against ``max_retries``.
 _TAKEN_BACK = frozenset({"killed", "fenced", "lost", "drained", "cut", "unfit"})
-#: Those of them that cut a program short which was not done.
-_CUT = frozenset({"drained", "lost", "cut"})
+#: Those of them that cut a program short which was not done, or a launcher before its ranks ran.
+_CUT = frozenset({"drained", "lost", "cut", "unfit"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +76,14 @@ def path(state: State, policy: Policy, ended: Ended) -> Path:
     if policy.kill_asked:
         return Path((State.USER_KILLED,), reason)
     if ended.outcome in _TAKEN_BACK:
+        # what could not be started may not be so yet: the disk is full, the batch system away
+        unfit = ended.outcome == "unfit"
+        wait = pause(policy.delay, policy.max_delay, policy.cuts + 1) if unfit else 0.0
         if state is State.DISPATCHED and ended.started is None:
-            # what one node could not start the next one may not either, if a disk is full
-            wait = min(policy.delay, policy.max_delay) if ended.outcome == "unfit" else 0.0
             return Path((State.RESTART_READY,), reason, pause=wait)
         if is_cut(ended) and policy.max_cuts is not None and policy.cuts + 1 >= policy.max_cuts:
             return Path((*start, State.RUN_TIMEOUT, State.FAILED), _given_up(policy, reason))
-        return Path((*start, State.RUN_TIMEOUT, State.RESTART_READY), reason)
+        return Path((*start, State.RUN_TIMEOUT, State.RESTART_READY), reason, pause=wait)
     if ended.outcome == "cannot-start":
         start = ()
     failed = State.RUN_TIMEOUT if ended.outcome == "timeout" else State.RUN_ERROR

@@ -56,7 +56,7 @@ _FAILURES = {
     "exit": "exit-code", "error": "exit-code", "FAILURE": "exit-code", "signal": "signal",
     "timeout": "wall-time", "cannot-start": "cannot-start", "drained": "cut-short",
     "cut": "cut-short",
-    "lost": "cut-short",
+    "lost": "cut-short", "unfit": "cut-short",
 }  # fmt: skip
 
 

@@ -249,6 +249,12 @@ def test_lost_nodes_are_read_from_their_words(launcher: Launcher, said: str) -> 
             " controller (connect failure)",
         ),
         (
+            "srun: cluster configuration lacks support for cpu binding\n"
+            "srun: error: Unable to create step for job 613685: Memory required by task is not"
+            " available\n",
+            "srun: Unable to create step for job 613685: Memory required by task is not available",
+        ),
+        (
             "srun: error: Unable to confirm allocation for job 3323090: Job is pending execution\n",
             "srun: Unable to confirm allocation for job 3323090: Job is pending execution",
         ),
@@ -271,6 +277,9 @@ def test_ranks_that_were_never_started_are_told_from_ranks_that_failed(
         "",
         "srun: error: n3: task 2: Exited with exit code 1\n",
         "srun: error: Unable to create step for job 7: Invalid account\n",
+        # of an srun in the program
+        "srun: error: Unable to create step for job 7: Socket timed out on send/recv operation\n"
+        "srun: error: n3: task 2: Exited with exit code 1\n",
         "my program says srun: error: Application launch failed: Socket timed out\n",
     ):
         assert Srun("srun").not_started(other) == ""

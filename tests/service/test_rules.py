@@ -99,6 +99,18 @@ def test_a_retry_pauses_twice_as_long_each_time() -> None:
     assert (cut.states[-1], cut.pause) == (S.RESTART_READY, 0)
 
 
+def test_ranks_that_cannot_be_started_wait_longer_each_time() -> None:
+    said = {"delay": 10.0, "max_delay": 60.0, "max_cuts": 5}
+    for cuts, seconds in enumerate((10, 20, 40, 60)):
+        way = path(S.DISPATCHED, policy(**said, cuts=cuts), ended("t", "unfit"))
+        assert way.states == (S.RUNNING, S.RUN_TIMEOUT, S.RESTART_READY)
+        assert (way.counts, way.pause) == (False, seconds)
+    last = path(S.DISPATCHED, policy(**said, cuts=4), ended("t", "unfit"))
+    assert last.states[-1] is S.FAILED
+    node = path(S.DISPATCHED, policy(**said), ended("t", "unfit", started=None))
+    assert (node.states, node.pause) == ((S.RESTART_READY,), 10)
+
+
 @pytest.mark.parametrize("outcome", ["drained", "lost"])
 def test_what_is_cut_short_too_often_is_given_up(outcome: Outcome) -> None:
     end = ended("t", outcome, reason="allocation a1 ended")

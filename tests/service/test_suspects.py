@@ -86,6 +86,7 @@ def test_the_more_fail_everywhere_the_more_must_fail_there(share: float, needed:
         ("signal", None, 0, "bad"),
         ("cannot-start", None, None, "bad"),
         ("unfit", None, None, "unfit"),
+        ("unfit", 1, 1, None),  # its launcher ran, and could not start the ranks
         ("killed", None, 1, None),
         ("drained", None, 1, None),
         ("lost", None, 1, None),
