@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from balsam_celery.asking import Asked, ask, efficiency, told
-from balsam_celery.limits import Policy, Queue, at_once
+from balsam_celery.limits import Policy, Queue, could_hold
 from balsam_celery.plans import Demand, Existing, Request, Waiting, Window
 from balsam_celery.pouring import Block, Rest
 from balsam_celery.room import Room, Windows
@@ -59,8 +59,7 @@ class Requester:
         return [
             queue
             for queue in self._queues.values()
-            if self._policy.usable(queue.max_wall_time) >= needed
-            and at_once(demand.resources, queue.max_nodes, queue.node)
+            if could_hold(queue, demand.resources, needed, self._policy)
         ]
 
     def _why(self, demand: Demand, queues: Sequence[Queue], open_: Sequence[Queue]) -> Waiting:
