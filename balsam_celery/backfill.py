@@ -7,20 +7,13 @@ runs on its nodes is taken to last until its limit.
 
 from __future__ import annotations
 
-import itertools
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from balsam_celery.bitset import compact, members
 from balsam_celery.candidate import Candidate
-from balsam_celery.nodefree import NodeFree
-from balsam_celery.pilotfree import Holding, PilotFree
-from balsam_celery.resources import NodeShare, Resources
-
-#: How many nodes are looked at for a task that needs a part of one: so many of those that are free
-#: first, and so many of those with the most free cores.
-_LOOKED_AT = 8
+from balsam_celery.pilotfree import PilotFree
+from balsam_celery.resources import Resources
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +104,8 @@ class Backfill:
         wanted, spare = candidate.resources, {}
         if not wanted.is_gang:
             [place] = places
-            node = _after(pilot, place, start)
-            spare[place] = len(node.cores) - wanted.cores_on(len(node.capacity.cores))
+            node = pilot.node(place)
+            spare[place] = _free_at(pilot, place, start) - wanted.cores_on(len(node.capacity.cores))
         self._held[pilot.id] = Held(candidate, start, sum(1 << place for place in places), spare)
         names = tuple(pilot.node(place).capacity.name for place in places)
         self._reservations.append(Reservation(candidate.id, pilot.id, names, start))
@@ -121,16 +114,21 @@ class Backfill:
 def earliest(pilot: PilotFree, candidate: Candidate, now: float) -> tuple[float, list[int]] | None:
     """When the task could start in the pilot at the latest, and on which of its nodes.
 
-    ``None``: never, or too late to end before the pilot. For a part of a node a few nodes are
-    looked at, the one that is free first among them.
+    ``None``: never, or too late to end before the pilot.
     """
     wanted = candidate.resources
     usable = pilot.suiting(wanted) & ~pilot.lost_nodes
     latest = pilot.deadline - candidate.least_time
     if now > latest or usable.bit_count() < wanted.num_nodes:
         return None
-    found = (_whole if wanted.is_gang else _part)(pilot, wanted, usable, now)
-    return found if found is not None and found[0] <= latest else None
+    if wanted.is_gang:
+        start, places = _whole(pilot, wanted, usable, now)
+    else:
+        soonest = pilot.soonest(wanted)
+        if soonest is None:
+            return None
+        start, places = max(now, soonest[0]), [soonest[1]]
+    return (start, places) if start <= latest else None
 
 
 def _whole(pilot: PilotFree, wanted: Resources, usable: int, now: float) -> tuple[float, list[int]]:
@@ -150,51 +148,13 @@ def _whole(pilot: PilotFree, wanted: Resources, usable: int, now: float) -> tupl
     return max(now, *(pilot.until(place) for place in places)), places
 
 
-def _part(
-    pilot: PilotFree, wanted: Resources, usable: int, now: float
-) -> tuple[float, list[int]] | None:
-    first = (place for places in pilot.releases() for place in members(places & usable))
-    looked_at = {
-        *itertools.islice(first, _LOOKED_AT),
-        *itertools.islice(pilot.fullest_free(usable), _LOOKED_AT),
-    }
-    when = [
-        (start, place)
-        for place in sorted(looked_at)
-        if (start := _node_earliest(pilot, place, wanted, now)) is not None
-    ]
-    if not when:
-        return None
-    start, place = min(when)
-    return start, [place]
-
-
-def _node_earliest(pilot: PilotFree, place: int, wanted: Resources, now: float) -> float | None:
+def _free_at(pilot: PilotFree, place: int, time: float) -> int:
+    """Free cores of the node at ``time`` when all that runs takes its whole limit."""
     node = pilot.node(place)
-    if node.share(wanted) is not None:
-        return now
-    need = wanted.cores_on(len(node.capacity.cores)) - len(node.cores)
-    for holding in sorted(pilot.on_node(place), key=operator.attrgetter("until", "id")):
-        node = _without(node, holding)
-        need -= len(_share_of(node, holding).cores)
-        if need <= 0 and node.share(wanted) is not None:
-            return max(holding.until, now)
-    return None
-
-
-def _after(pilot: PilotFree, place: int, time: float) -> NodeFree:
-    """The node as it is at ``time`` when all that runs takes its whole limit."""
-    node = pilot.node(place)
-    for holding in pilot.on_node(place):
-        if holding.until <= time:
-            node = _without(node, holding)
-    return node
-
-
-def _without(node: NodeFree, holding: Holding) -> NodeFree:
-    return node.with_given_back(_share_of(node, holding), holding.packing)
-
-
-def _share_of(node: NodeFree, holding: Holding) -> NodeShare:
-    [share] = [share for share in holding.shares if share.node == node.capacity.name]
-    return share
+    return len(node.cores) + sum(
+        len(share.cores)
+        for holding in pilot.on_node(place)
+        if pilot.lasts(holding) <= time
+        for share in holding.shares
+        if share.node == node.capacity.name
+    )

@@ -201,6 +201,13 @@ def at_once(wanted: Resources, nodes: int, node: NodeCapacity) -> int:
     return (nodes // wanted.num_nodes) * per_node(wanted, node)
 
 
+def could_hold(queue: Queue, wanted: Resources, needed: float, policy: Policy) -> bool:
+    """The queue could give an allocation that holds a task of ``wanted`` for ``needed`` seconds."""
+    return policy.usable(queue.max_wall_time) >= needed and bool(
+        at_once(wanted, queue.max_nodes, queue.node)
+    )
+
+
 def queues_of(settings: SiteLimits) -> tuple[Queue, ...]:
     """The queues of ``site.toml`` with what their nodes have."""
     machine = settings.local if settings.scheduler.kind == "local" else None

@@ -245,8 +245,7 @@ class _Planner(Requester):
                 caps = self._half(allocation, queue)
                 asked = ask(queue, rest, caps, self._policy) if caps is not None else None
                 if asked is not None:
-                    rest = asked.left
-                    self._take(asked, "overdue")
+                    rest = self._take(asked, "overdue", rest)
         if not self.new:
             return
         for allocation in overdue:
@@ -279,12 +278,7 @@ class _Planner(Requester):
         ``spare``: nothing more than the machine has nodes for, and no word of what waits.
         """
         left: Rest = []
-        changed = True
         while rest:
-            # what is refused changes no allocation: to look anew for each shape would be quadratic
-            if spare and changed and self._is_little(rest):
-                return left + rest
-            changed = False
             demand, count = rest[0]
             queues = self._fitting(demand)
             open_queues = [queue for queue in queues if self._room.has(queue)]
@@ -295,13 +289,17 @@ class _Planner(Requester):
                 if (found := self._ask_in(queue, rest, caps)) is not None
             ]
             if asked:
-                best, code = max(asked, key=self._worth)
-                self._take(best, code)
-                rest, changed = best.left, True
+                # only here, and not for each shape that is refused, which would be quadratic
+                if spare and self._is_little(rest, left):
+                    return left + rest
+                rest, left = self._take_best(asked, left + rest), []
                 continue
             rest = rest[1:]
             left.append((demand, count))
-            if not spare:
+        if not spare:
+            for demand, count in left:
+                queues = self._fitting(demand)
+                open_queues = [queue for queue in queues if self._room.has(queue)]
                 self.waiting.append(self._why(replace(demand, count=count), queues, open_queues))
         return left
 
@@ -319,9 +317,7 @@ class _Planner(Requester):
                 if (asked := self._ask_in(queue, rest, caps)) is not None and asked[1] == "window"
             ]
             if found:
-                best, code = max(found, key=self._worth)
-                self._take(best, code)
-                rest = best.left
+                rest, left = self._take_best(found, left + rest), []
             else:
                 left.append((demand, count))
                 rest = rest[1:]

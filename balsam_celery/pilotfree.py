@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from immutables import Map
 from balsam_celery.bitset import members
 from balsam_celery.nodefree import NodeFree
 from balsam_celery.resources import NodeCapacity, NodeShare, Resources
+from balsam_celery.soonest import Soonest, fits_from
 
 Key = tuple[str, int]
 #: Of how many shapes it is remembered where they do not fit.
@@ -79,6 +81,7 @@ class PilotFree:
         "_places",
         "_queued",
         "_releases",
+        "_soonest",
         "_suiting",
         "_unfit",
         "_until",
@@ -116,6 +119,7 @@ class PilotFree:
         #: when all that each node holds has ended at the latest, and places by that, in steps
         self._until = array("d", [0.0]) * len(every)
         self._releases: dict[float, int] = {0.0: self.free_nodes}
+        self._soonest = Soonest()
         #: keys of what is queued behind a holding, in order
         self._queued: Map[Key, tuple[Key, ...]] = Map()
         for place, node in enumerate(every):
@@ -137,6 +141,7 @@ class PilotFree:
         other._unfit = self._unfit.copy()
         other._until = self._until[:]
         other._releases = self._releases.copy()
+        other._soonest = self._soonest.copy()
         return other
 
     @property
@@ -177,16 +182,40 @@ class PilotFree:
         """When all that the node holds has ended at the latest; 0 when it holds nothing."""
         return self._until[place]
 
+    def lasts(self, holding: Holding) -> float:
+        """When ``holding``, and what is queued behind it, has ended at the latest.
+
+        What is queued is taken back where its node is kept for another task, but that may come when
+        it has just started.
+        """
+        behind = self._queued.get(holding.key, ())
+        return max([holding.until, *(self.holdings[key].until for key in behind)])
+
+    def soonest(self, wanted: Resources) -> tuple[float, int] | None:
+        """When, at the latest, and at which place a task of a part of a node fits the soonest.
+
+        ``None``: nowhere; a time that has passed: now.
+        """
+
+        usable = self.suiting(wanted) & ~self.lost_nodes
+
+        def time_on(place: int) -> float:
+            if not usable >> place & 1:
+                return math.inf
+            holders = self.on_node(place)
+            if holders and holders[0].is_gang:
+                # it holds the node whole
+                return self.lasts(holders[0])
+            held = [(self.lasts(one), one.shares[0], one.packing) for one in holders]
+            return fits_from(self._nodes[place], held, wanted)
+
+        return self._soonest.first(wanted, len(self._nodes), time_on)
+
     def releases(self) -> Iterator[int]:
         """Places of nodes, as bit sets: those that are free now, then others by when they are at
         the latest, in steps of some seconds."""
         for step in sorted(self._releases):
             yield self._releases[step]
-
-    def fullest_free(self, among: int) -> Iterator[int]:
-        """Places ``among`` (a bit set), those with the most free cores first."""
-        for count in sorted(self._buckets, reverse=True):
-            yield from members(self._buckets[count] & among)
 
     def fitting(self, wanted: Resources, among: int) -> Iterator[tuple[int, NodeShare]]:
         """Places ``among`` (a bit set) on which a single-node task fits now, the fullest first,
@@ -234,6 +263,7 @@ class PilotFree:
             behind = self._queued.get(ahead.key, ())
             self._queued = self._queued.set(ahead.key, (*behind, holding.key))
             self.holdings = self.holdings.set(holding.key, holding)
+            self._lane_changed(holding)
             return
         gang, packing, until = holding.is_gang, holding.packing, holding.until
         changed = []
@@ -281,7 +311,7 @@ class PilotFree:
                 # it has the same cores: the node stays as it is
                 node, left = self._nodes[place], (*left, heir)
             self._on_node = self._on_node.set(place, left)
-            self._change([(place, node, max((one.until for one in left), default=0.0))])
+            self._change([(place, node, self._latest(left))])
 
     def _leave_lane(self, holding: Holding) -> bool:
         """Take out one that is still queued; those behind it move up. False: it is not queued."""
@@ -291,7 +321,19 @@ class PilotFree:
             return False
         left = tuple(key for key in behind if key != holding.key)
         self._queued = self._queued.set(ahead.key, left) if left else self._queued.delete(ahead.key)
+        self._lane_changed(holding)
         return True
+
+    def _lane_changed(self, holding: Holding) -> None:
+        """``holding`` is queued on its node, or is no more."""
+        place = self._places[holding.shares[0].node]
+        self._change([(place, self._nodes[place], self._latest(self.on_node(place)))])
+
+    def _latest(self, holdings: Iterable[Holding]) -> float:
+        """When the last of them has ended at the latest."""
+        if self._queued:
+            return max(map(self.lasts, holdings), default=0.0)
+        return max((one.until for one in holdings), default=0.0)
 
     def lose(self, name: str) -> None:
         """Let nothing start on a node any more."""
@@ -307,10 +349,11 @@ class PilotFree:
         nodes = self._nodes.mutate()
         # bits are gathered by what becomes of them: a set of thousands is not rewritten for each
         alike: dict[tuple[int, int, float, float, bool], int] = {}
-        free = given_back = 0
+        free = given_back = touched = 0
         for place, node, until in changed:
             old, before, bit = nodes[place], self._until[place], 1 << place
             nodes[place], self._until[place] = node, until
+            touched |= bit
             steps = before // _STEP, until // _STEP
             what = len(old.cores), len(node.cores), *steps, node.lost
             alike[what] = alike.get(what, 0) | bit
@@ -319,6 +362,7 @@ class PilotFree:
             if node.is_free:
                 free |= bit
         self._nodes = nodes.finish()
+        self._soonest.forget(touched)
         for (cores_before, cores, step_before, step, lost), places in alike.items():
             _move(self._buckets, cores_before, cores, places)
             _move(self._releases, step_before, step, places)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from balsam_celery.asking import Asked, ask, efficiency, told
-from balsam_celery.limits import Policy, Queue, at_once
+from balsam_celery.limits import Policy, Queue, could_hold
 from balsam_celery.plans import Demand, Existing, Request, Waiting, Window
 from balsam_celery.pouring import Block, Rest
 from balsam_celery.room import Room, Windows
@@ -44,9 +44,13 @@ class Requester:
         self.new: list[Block] = []
         self.requests: list[Request] = []
 
-    def _is_little(self, rest: Rest) -> bool:
-        """What there is can run it too, and becomes little deeper by that."""
+    def _is_little(self, rest: Rest, held: Rest) -> bool:
+        """What there is can run it too, and becomes little deeper by that.
+
+        ``held``: what none may be asked for; where there is room for it, that goes first.
+        """
         blocks = [replace(block, share=[]) for block in (*self.blocks.values(), *self.new)]
+        rest = [pair for pair in held if any(b.fits(pair[0]) for b in blocks)] + rest
         before = sum(block.depth * block.nodes for block in blocks)
         for block in blocks:
             rest = block.pour(rest, deep=True)
@@ -59,8 +63,7 @@ class Requester:
         return [
             queue
             for queue in self._queues.values()
-            if self._policy.usable(queue.max_wall_time) >= needed
-            and at_once(demand.resources, queue.max_nodes, queue.node)
+            if could_hold(queue, demand.resources, needed, self._policy)
         ]
 
     def _why(self, demand: Demand, queues: Sequence[Queue], open_: Sequence[Queue]) -> Waiting:
@@ -126,9 +129,22 @@ class Requester:
         pairs = zip(self.requests, self.new, strict=True)
         return tuple(told(request, block) for request, block in pairs)
 
-    def _take(self, asked: Asked, code: str) -> None:
+    def _take_best(self, found: Sequence[tuple[Asked, str]], rest: Rest) -> Rest:
+        """Ask for the best of what was found; return what it leaves of ``rest``."""
+        best, code = max(found, key=self._worth)
+        return self._take(best, code, rest)
+
+    def _take(self, asked: Asked, code: str, rest: Rest) -> Rest:
+        """Ask for one; return what it leaves of ``rest``.
+
+        It is filled in the order in which it will be once it exists, also with tasks for which none
+        may be asked: those for which it was asked and that find no room then need another.
+        """
         request = replace(asked.request, code=code)
+        block = replace(asked.block, depth=0.0, longest=0.0, share=[])
+        left = block.pour(rest)
         self.requests.append(request)
-        self.new.append(asked.block)
+        self.new.append(block)
         self._room.take(request)
         self._windows.take(request.queue, request.nodes, request.wall_time)
+        return left

@@ -62,7 +62,7 @@ class Room:
             return text, "max-allocations"
         names = ", ".join(f"{queue.name} ({queue.max_queued})" for queue in queues)
         return (
-            f"max_queued allocations wait in each queue that could hold it: {names}",
+            f"max_queued allocations wait in each queue asked now that could hold it: {names}",
             "max-queued",
         )
 

@@ -150,6 +150,30 @@ def after_cut(expected: float | None, ran: float | None, wall_time: float) -> fl
     return max(expected, min(float(wall_time), ran + outlived(ran)))
 
 
+def left(
+    expected: float | None,
+    known: Histogram | None,
+    ran: float | None,
+    wall_time: float,
+    elapsed: float,
+) -> float | None:
+    """Mean seconds that a task goes on which has run for ``elapsed``; ``None``: nothing tells.
+
+    Args:
+        expected: what its user tells, if anything.
+        known: earlier runs, if there are enough.
+        ran, wall_time: as of :func:`after_cut`: an attempt runs longer than one that was cut.
+        elapsed: seconds.
+    """
+    given = after_cut(expected, ran, wall_time)
+    if given is not None and given > elapsed:
+        return given - elapsed
+    if known is not None:
+        whole = after_cut(known.mean, ran, wall_time) or 0.0
+        return max(known.remaining(elapsed), whole - elapsed)
+    return None if given is None else outlived(elapsed)
+
+
 def counted(runs: Iterable[Run]) -> dict[tuple[str, str, int], int]:
     """``runs`` as numbers by application, shape and step, in that order."""
     counts = Counter((run.application, run.shape, bucket_of(run.seconds)) for run in runs)

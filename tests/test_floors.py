@@ -40,6 +40,7 @@ FLOORS: dict[str, int] = {
     "asking": 0,
     "draining": 0,
     "room": 0,
+    "soonest": 0,
     "pouring": 0,
     "requesting": 0,
     "sizing": 0,

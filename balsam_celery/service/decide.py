@@ -13,8 +13,15 @@ from sqlalchemy import Connection
 
 from balsam_celery.decisions import PackingDecision
 from balsam_celery.errors import SchedulerError
-from balsam_celery.limits import Policy, Queue, fits_some_queue, policy_of, queues_of
-from balsam_celery.packing import Demand, Existing, Plan, Window, pack
+from balsam_celery.limits import (
+    Policy,
+    Queue,
+    could_hold,
+    fits_some_queue,
+    policy_of,
+    queues_of,
+)
+from balsam_celery.packing import Demand, Existing, Plan, Waiting, Window, pack
 from balsam_celery.plans import ENDLESS
 from balsam_celery.schedulers.base import Scheduler
 from balsam_celery.service.backoff import Pause, pauses
@@ -42,6 +49,7 @@ class Decision:
         budget: node-seconds left for new allocations, ``None``: no limit.
         windows: idle nodes that were counted on.
         told: all that packing was told, and what it answered.
+        queues: of the site.
     """
 
     plan: Plan = field(default_factory=Plan)
@@ -51,6 +59,19 @@ class Decision:
     budget: float | None = None
     windows: tuple[Window, ...] = ()
     told: PackingDecision | None = None
+    queues: tuple[Queue, ...] = ()
+
+    def paused_for(self, waits: Waiting) -> dict[str, Pause]:
+        """The pauses that are why nothing is asked for tasks that wait; none where a limit is."""
+        if waits.code != "no-queue" or self.told is None:
+            return {}
+        policy, demand = self.told.policy, waits.demand
+        needed = demand.needs(policy.kill_grace)
+        return {
+            queue.name: self.paused[queue.name]
+            for queue in self.queues
+            if queue.name in self.paused and could_hold(queue, demand.resources, needed, policy)
+        }
 
 
 def decide(
@@ -102,7 +123,7 @@ def decide(
         plan.requests,
         plan.notes,
     )
-    return replace(empty, plan=plan, paused=paused, told=told)
+    return replace(empty, plan=plan, paused=paused, told=told, queues=queues)
 
 
 def _plan(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict, deque
 from collections.abc import Collection
@@ -46,7 +47,7 @@ class Dispatcher:
         self._revoked: dict[tuple[str, ...], float] = {}
         self._told: dict[str, tuple[float, dict[str, int]]] = {}
         self._seen: Ledger | None = None
-        self._recalled: set[tuple[str, str, str, int]] = set()
+        self._recalled: dict[tuple[str, str, str, int], float] = {}
 
     def add(self, sent: Collection[Sent]) -> None:
         """Keep committed attempts to be published, in bundles by worker."""
@@ -89,17 +90,23 @@ class Dispatcher:
                 self._app, self._publisher, list(attempts), terminate=True, attempts=attempts
             )
 
-    def recall(self, recalled: Collection[tuple[str, str, str, int]]) -> None:
-        """Take back what was sent ahead: (pilot, worker, task id, attempt) each, once."""
-        wanted = set(recalled)
+    def recall(self, recalled: Collection[tuple[str, str, str, int]], now: float) -> None:
+        """Take back what was sent ahead, if it has not started.
+
+        Args:
+            recalled: (pilot, worker, task id, attempt) each.
+            now: seconds since the epoch; an order that shows no effect may be lost, so it is sent
+                again, which is harmless.
+        """
+        sent = {one: at for one, at in self._recalled.items() if one in recalled}
+        due = sorted(one for one in recalled if now - sent.get(one, -math.inf) >= kill.REPEAT)
         orders: dict[tuple[str, str], list[KillOrder]] = defaultdict(list)
-        for pilot, worker, task, attempt in sorted(wanted - self._recalled):
+        for pilot, worker, task, attempt in due:
             reason = "taken back: it was queued behind a task that runs for long"
             orders[pilot, worker].append(KillOrder(task, attempt, reason, waiting_only=True))
         for (pilot, worker), several in orders.items():
             kill.send(self._publisher, pilot, worker, several)
-        # one that is lost with Redis is found by the reconciler, as its bundle would be
-        self._recalled = wanted
+        self._recalled = sent | dict.fromkeys(due, now)
 
     def revoke(self, ids: tuple[str, ...], *, terminate: bool) -> None:
         """Revoke ordinary Celery tasks, once for the many workers that forward it."""

@@ -298,7 +298,7 @@ class Engine(threading.Thread):
         self.outstanding.tried |= {one.key for one in unsent}
         self._out.hooks(unsent, now)
         self.outstanding.sent.update({one.key: now for one in unsent})
-        self._out.recall(placed.recalled)
+        self._out.recall(placed.recalled, now)
         self._out.kill(doomed.programs, doomed.steps)
         ending = [one for one in ending if one.row.id in doomed.due]
         self._out.end_hooks(ending, now)

@@ -14,7 +14,7 @@ from balsam_celery.runtimes import (
     Histogram,
     Learned,
     after_cut,
-    outlived,
+    left,
     shape_of,
 )
 from balsam_celery.states import State
@@ -100,12 +100,9 @@ class Estimates:
         limit = max(0.0, task.changed + task.wall_time + grace - now)
         # of a task that is only dispatched, ``changed`` is not when it started
         elapsed = max(0.0, now - task.changed) if task.state is State.RUNNING else 0.0
-        if task.expected_time is not None and task.expected_time > elapsed:
-            return min(limit, task.expected_time - elapsed)
         known = self._histogram(task)
-        if known is not None:
-            return min(limit, known.remaining(elapsed))
-        return limit if task.expected_time is None else min(limit, outlived(elapsed))
+        rest = left(task.expected_time, known, task.ran, task.wall_time, elapsed)
+        return limit if rest is None else min(limit, rest)
 
     def _histogram(self, task: Runs) -> Histogram | None:
         if not self.learned.applications:

@@ -150,8 +150,10 @@ def _planned(found: Standing, row: TaskRow, decision: Decision) -> Standing:
     plan = decision.plan
     flow = flow_of(plan.flows, row, found.ahead.of_shape)
     if flow is None:
-        held = [(one.code, one.reason) for one in plan.waiting if is_of(one.demand, row)]
-        return replace(found, held=held[0] if held else None, paused=decision.paused)
+        waits = next((one for one in plan.waiting if is_of(one.demand, row)), None)
+        if waits is None:
+            return found
+        return replace(found, held=(waits.code, waits.reason), paused=decision.paused_for(waits))
     if flow.request is not None:
         return replace(found, request=plan.requests[flow.request])
     by_id = {one.id: one for one in decision.live}

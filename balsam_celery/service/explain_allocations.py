@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 from balsam_celery.packing import Demand, Request
+from balsam_celery.service.backoff import Pause
 from balsam_celery.service.decide import Decision
 from balsam_celery.service.explain import ask_scheduler, foreseen, look_at_site
 from balsam_celery.service.why_allocations import AllocationFacts, why_allocation
@@ -69,7 +70,7 @@ def explain_allocations(store: Store, site: Site) -> Explained:
             note=notes.get(row.id),
         )
         told.append((facts, why_allocation(facts)))
-    needs = tuple((need, why_need(need, decision.paused, now)) for need in needs_of(decision))
+    needs = tuple((need, why_need(need, now)) for need in needs_of(decision))
     return Explained(tuple(told), needs, look_at_site(store, site), now)
 
 
@@ -80,6 +81,7 @@ def needs_of(decision: Decision) -> list[Need]:
     planned: dict[Demand, Counter[str]] = {}
     asked: dict[Demand, list[tuple[Request, int]]] = {}
     held: dict[Demand, tuple[str, str]] = {}
+    paused: dict[Demand, dict[str, Pause]] = {}
     for flow in plan.flows:
         demand = _shape(flow.demand)
         counts[demand] += flow.count
@@ -92,6 +94,7 @@ def needs_of(decision: Decision) -> list[Need]:
         demand = _shape(one.demand)
         counts[demand] += one.demand.count
         held[demand] = (one.code, one.reason)
+        paused[demand] = decision.paused_for(one)
     needs = [
         Need(
             demand.resources,
@@ -101,6 +104,7 @@ def needs_of(decision: Decision) -> list[Need]:
             tuple(planned.get(demand, {}).items()),
             tuple(asked.get(demand, ())),
             held.get(demand),
+            paused.get(demand, {}),
         )
         for demand in sorted(counts, key=lambda one: -one.priority)
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from balsam_celery.durations import format_duration
 from balsam_celery.packing import Request
@@ -23,6 +23,7 @@ class Need:
         planned: how many of them are planned for an allocation that exists, by its id.
         asked: how many for one that is asked for next.
         held: why nothing is asked for the others: a code and words.
+        paused: queues whose pauses are why, by name.
     """
 
     resources: Resources
@@ -32,6 +33,7 @@ class Need:
     planned: tuple[tuple[str, int], ...] = ()
     asked: tuple[tuple[Request, int], ...] = ()
     held: tuple[str, str] | None = None
+    paused: Mapping[str, Pause] = field(default_factory=dict)
 
     @property
     def left(self) -> int:
@@ -40,7 +42,7 @@ class Need:
         return self.count - taken
 
 
-def why_need(need: Need, paused: Mapping[str, Pause], now: float) -> Why:
+def why_need(need: Need, now: float) -> Why:
     """What becomes of them, and why nothing is asked for what is left."""
     parts = []
     if need.planned:
@@ -57,8 +59,8 @@ def why_need(need: Need, paused: Mapping[str, Pause], now: float) -> Why:
         return Why(code, text)
     code, reason = need.held or ("slots", "the service plans for them next")
     left = f"{need.left:,}" if parts else "They"
-    if paused and code != "impossible":
-        return Why("paused", f"{text} {left} wait: {pauses_text(paused, now)}")
+    if need.paused:
+        return Why("paused", f"{text} {left} wait: {pauses_text(need.paused, now)}")
     if code == "impossible":
         return Why(
             code, ended(f"{text} No allocation that the site allows can hold them: {reason}")

@@ -82,7 +82,7 @@ class Standing:
         job: what the scheduler says of that one.
         request: what packing would ask for, for it.
         held: why packing asks for nothing: a code and words.
-        paused: queues that are asked for nothing now, by name.
+        paused: queues whose pauses are why packing asks for nothing, by name.
     """
 
     hopeless: str = ""

@@ -67,22 +67,23 @@ class Backlog:
         """``task`` becomes ready."""
         self.ready[task] = now
         self.count += 1
-        self.kinds.setdefault(self._key(task), Waiting()).fresh.append(task)
+        self.kinds.setdefault(self.key(task), Waiting()).fresh.append(task)
 
     def put_back(self, task: int, ran: float) -> None:
         """An allocation's end cut ``task``, which had run for ``ran`` seconds."""
         self._ran[task] = max(self._ran.get(task, -1), bucket_of(ran))
         self.count += 1
-        insort(self.kinds.setdefault(self._key(task), Waiting()).returned, task)
+        insort(self.kinds.setdefault(self.key(task), Waiting()).returned, task)
 
     def take(self, task: int) -> None:
         """``task`` starts."""
-        key = self._key(task)
+        key = self.key(task)
         waiting = self.kinds[key]
         waiting.take(task)
         if not len(waiting):
             del self.kinds[key]
         self.count -= 1
 
-    def _key(self, task: int) -> Key:
+    def key(self, task: int) -> Key:
+        """What it waits under, or would."""
         return self._kind[task], self._ran.get(task, -1)

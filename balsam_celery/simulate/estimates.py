@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 from balsam_celery.resources import Resources
-from balsam_celery.runtimes import ENOUGH, FITS, SURE, Histogram, after_cut, bucket_of, outlived
+from balsam_celery.runtimes import ENOUGH, FITS, SURE, Histogram, after_cut, bucket_of, left
 from balsam_celery.simulate.workload import Kind
 
 #: A histogram is made again once it holds so many times the runs: plans stay as they are meanwhile.
@@ -41,14 +41,12 @@ class Estimates:
         known = self._of(kind)
         return _expected(kind, None if known is None else known[2], ran, 1.0)
 
-    def remaining(self, kind: Kind, elapsed: float, limit: float) -> float:
+    def remaining(self, kind: Kind, ran: float | None, elapsed: float, limit: float) -> float:
         """Mean seconds until one that has run for ``elapsed`` ends, at most ``limit``."""
-        if kind.expected_time is not None and kind.expected_time > elapsed:
-            return min(limit, kind.expected_time - elapsed)
         known = self._of(kind)
-        if known is not None:
-            return min(limit, known[0].remaining(elapsed))
-        return limit if kind.expected_time is None else min(limit, outlived(elapsed))
+        histogram = None if known is None else known[0]
+        rest = left(kind.expected_time, histogram, ran, kind.wall_time, elapsed)
+        return limit if rest is None else min(limit, rest)
 
     def _of(self, kind: Kind) -> tuple[Histogram, float, float] | None:
         """Histogram, quantile and mean: of the shape, else of the application."""

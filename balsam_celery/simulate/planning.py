@@ -143,7 +143,8 @@ def _lanes(state: State, pilot: PilotFree, now: float) -> tuple[Lane, ...]:
 
     def held(holding: Holding) -> Held:
         left = holding.until - now
-        likely = remaining(work.kinds[work.kind[int(holding.id)]], now - holding.since, left)
+        kind, ran = state.backlog.key(int(holding.id))
+        likely = remaining(work.kinds[kind], _ran(ran), now - holding.since, left)
         return Held(tuple(share.node for share in holding.shares), left, likely)
 
     return lanes(pilot.nodes, map(held, pilot.holdings.values()))

@@ -7,7 +7,7 @@ from dataclasses import replace
 from balsam_celery.limits import Policy, Queue
 from balsam_celery.packing import Demand, Existing, Lane, Plan, Request, Window, pack
 from balsam_celery.resources import Resources
-from tests.planning.packings import POLICY
+from tests.planning.packings import POLICY, Case
 from tests.planning.values import node
 
 NODE = node("n", 4)
@@ -234,6 +234,34 @@ def test_idle_nodes_are_promised_once() -> None:
     there = queued(first.nodes, POLICY.usable(first.wall_time))
     again = pack(tasks, [BIG], [there], POLICY, windows=[window])
     assert again.requests == plan.requests[1:]
+
+
+def test_tasks_that_no_queue_can_hold_change_nothing_for_others() -> None:
+    """What little is left of those is not asked for the next time, as it was not the first time."""
+    queue = Queue("two", 2, 2, 60, 3060, 3, 4, node("n", 8))
+    tasks = [
+        Demand(Resources(ranks_per_node=2), 2000, 100, expected_time=50.0),
+        Demand(Resources(num_nodes=4), 2000, 3, priority=1, expected_time=200.0),
+    ]
+    case = Case(tasks, [queue], [], replace(POLICY, efficiency=0.5), [])
+    plan = case.pack()
+    assert len(plan.requests) == 2
+    assert not case.carried_out(plan).pack().requests
+
+
+def test_tasks_that_go_first_are_counted_in_where_others_ask_for_idle_nodes() -> None:
+    """Else these would find no room there, and be asked for anew."""
+    queue = Queue("q", 1, 13, 60, 10_060, 5, 1, node("n", 4))
+    tasks = [
+        Demand(Resources(ranks_per_node=2), 300, 20, priority=1, expected_time=200.0),
+        Demand(Resources(num_nodes=2), 900, 3),
+    ]
+    policy = replace(POLICY, efficiency=0.5, budget=100_000.0, machine_nodes=10)
+    case = Case(tasks, [queue], [], policy, [Window("q", 4, 2000.0)])
+    plan = case.pack()
+    assert [request.code for request in plan.requests] == ["window", "backlog"]
+    again = case.carried_out(plan).pack()
+    assert (again.requests, again.cancel) == ((), ())
 
 
 def test_the_budget_makes_requests_smaller_and_then_none() -> None:

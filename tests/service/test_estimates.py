@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -127,6 +128,25 @@ def test_how_long_a_running_task_goes_on(
     store: Store, seconds: list[float], expected: float | None, elapsed: float, rest: float
 ) -> None:
     running = row(store, S.RUNNING, expected_time=expected)
+    found = known(*seconds).remaining(running, 5, running.changed + elapsed)
+    assert found == pytest.approx(rest, abs=3)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected", "elapsed", "rest"),
+    [
+        ([5.0] * ENOUGH, None, 10, 30),  # twice the time of the run that was cut
+        ((), 8.0, 10, 30),
+        ([5.0] * ENOUGH, None, 45, 20),  # outlived that too: as long again, to its limit
+        ([60.0] * ENOUGH, None, 10, 50),
+        ((), None, 10, 55),
+    ],
+)
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_a_task_that_was_cut_is_known_to_run_longer(
+    store: Store, seconds: list[float], expected: float | None, elapsed: float, rest: float
+) -> None:
+    running = dataclasses.replace(row(store, S.RUNNING, expected_time=expected), ran=20.0)
     found = known(*seconds).remaining(running, 5, running.changed + elapsed)
     assert found == pytest.approx(rest, abs=3)
 

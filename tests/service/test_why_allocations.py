@@ -145,35 +145,33 @@ WIDE = Resources(num_nodes=2, gpus_per_rank=1)
 
 
 @pytest.mark.parametrize(
-    ("need", "paused", "code", "left", "words"),
+    ("need", "code", "left", "words"),
     [
         (
-            Need(Resources(), 600, 0, 12, (("a1", 8), ("a2", 4))), {}, "planned", 0,
+            Need(Resources(), 600, 0, 12, (("a1", 8), ("a2", 4))), "planned", 0,
             ["12 waiting tasks of 1 core, 10m each at the most: planned 8 for allocation a1 and 4"],
         ),
         (
-            Need(WIDE, 600, 3, 12, (("a1", 8),), ((ASKED, 4),)), {}, "to-request", 0,
+            Need(WIDE, 600, 3, 12, (("a1", 8),), ((ASKED, 4),)), "to-request", 0,
             ["of 2 nodes and 1 GPUs a node", "of priority 3", "4 for one of 2 nodes for 10m in"],
         ),
         (
-            Need(Resources(), 60, 0, 9, (("a1", 8),), held=("budget", "no hours are left")), {},
+            Need(Resources(), 60, 0, 9, (("a1", 8),), held=("budget", "no hours are left")),
             "budget", 1, ["1 wait, and nothing more is asked for: no hours are left."],
         ),
         (
-            Need(Resources(), 60, 0, 1, held=("max-queued", "x")), PAUSED, "paused", 1,
+            Need(Resources(), 60, 0, 1, held=("no-queue", "x"), paused=PAUSED), "paused", 1,
             ["1 waiting task of 1 core, 1m at the most. They wait: Queue debug is asked for",
              "an allocation came to nothing, the last: no nodes"],
         ),
         (
-            Need(Resources(num_nodes=9), 60, 0, 1, held=("impossible", "num_nodes is 9")), PAUSED,
+            Need(Resources(num_nodes=9), 60, 0, 1, held=("impossible", "num_nodes is 9")),
             "impossible", 1, ["can hold them: num_nodes is 9."],
         ),
     ],
 )  # fmt: skip
-def test_the_backlog(
-    need: Need, paused: dict[str, Pause], code: str, left: int, words: list[str]
-) -> None:
-    found = why_need(need, paused, NOW)
+def test_the_backlog(need: Need, code: str, left: int, words: list[str]) -> None:
+    found = why_need(need, NOW)
     assert (found.code, need.left) == (code, left)
     for one in words:
         assert one in found.text

@@ -10,6 +10,7 @@ import redis
 from sqlalchemy import select
 
 from balsam_celery.errors import InvalidInput, NotFound
+from balsam_celery.packing import Request
 from balsam_celery.resources import NodeShare
 from balsam_celery.schedulers.base import JobState, Scheduler
 from balsam_celery.service.explain import explain_task
@@ -17,7 +18,7 @@ from balsam_celery.service.explain_allocations import explain_allocations
 from balsam_celery.service.explained import plain_allocations, plain_task
 from balsam_celery.service.pack import pack
 from balsam_celery.service.poll import Poller
-from balsam_celery.settings import PackingSettings
+from balsam_celery.settings import PackingSettings, QueueSettings
 from balsam_celery.site import Site
 from balsam_celery.states import State
 from balsam_celery.store import lease, schema
@@ -207,6 +208,27 @@ def test_a_limit_and_a_pause(store: Store, site: Site, clock: Clock) -> None:
     assert "max_allocations (0)" in found["text"]
     told = plain_allocations(explain_allocations(store, none))
     assert told["backlog"][0]["unplanned"] == 1
+
+
+def test_a_pause_is_told_only_of_what_it_holds(store: Store, site: Site, clock: Clock) -> None:
+    """A queue pauses that could hold one of two tasks; the other's is full."""
+    queues = {
+        "narrow": QueueSettings(max_nodes=1, max_wall_time=600),
+        "wide": QueueSettings(max_nodes=4, max_wall_time=120, max_queued=1),
+    }
+    site = dataclasses.replace(site, settings=dataclasses.replace(site.settings, queues=queues))
+    full = requested(store, site, Request("wide", 2, 120, "a test"))
+    set_allocation(store, full, A.QUEUED, native_id="x", cancel_requested=clock.now)
+    failed = requested(store, site, Request("narrow", 1, 400, "a test"))
+    set_allocation(store, failed, A.FAILED, ended=clock.now, reason="Invalid account")
+    add(store, program("long01", wall_time=300), program("wide01", num_nodes=2))
+
+    found = explain(store, site, "long01")
+    assert (found["code"], "Queue narrow" in found["text"]) == ("paused", True)
+    found = explain(store, site, "wide01")
+    assert (found["code"], "narrow" in found["text"]) == ("max-queued", False)
+    told = plain_allocations(explain_allocations(store, site))["backlog"]
+    assert {(one["num_nodes"], one["code"]) for one in told} == {(1, "paused"), (2, "max-queued")}
 
 
 def test_an_end(store: Store, site: Site) -> None:
