@@ -27,6 +27,7 @@ from balsam_celery.pilot.fence import Fence
 from balsam_celery.pilot.hosts import Hosts
 from balsam_celery.pilot.leavings import Leavings
 from balsam_celery.pilot.post import Post
+from balsam_celery.pilot.predecessors import end_leftovers
 from balsam_celery.pilot.signals import Signals, wait
 from balsam_celery.pilot.staff import OneHost, Staff, StartError
 from balsam_celery.private import write_private
@@ -88,6 +89,7 @@ class Supervisor:
         """Run until the allocation's end, an order to drain, or a signal; the exit status."""
         write_pid_file(self._context.directory / "pilot.pid")
         self._fence.raise_up()
+        end_leftovers(self._context)
         reason, status = None, 0
         try:
             self._staff.start()

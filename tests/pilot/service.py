@@ -84,9 +84,12 @@ class Service:
         *,
         virtual: bool = True,
         native_id: str = "",
+        allocation: str = "",
     ) -> Pilot:
         """Start a pilot; its nodes are parts of this machine or, for all it knows, hosts."""
-        pilot = Pilot(self, list(cores), lasts, virtual=virtual, native_id=native_id)
+        pilot = Pilot(
+            self, list(cores), lasts, virtual=virtual, native_id=native_id, allocation=allocation
+        )
         self.pilots.append(pilot)
         return pilot
 
@@ -139,10 +142,17 @@ class Pilot:
     """One pilot process and how to reach it."""
 
     def __init__(
-        self, service: Service, cores: list[int], lasts: float, *, virtual: bool, native_id: str
+        self,
+        service: Service,
+        cores: list[int],
+        lasts: float,
+        *,
+        virtual: bool,
+        native_id: str,
+        allocation: str,
     ) -> None:
         self.service = service
-        self.allocation = f"alloc{secrets.token_hex(2)}"
+        self.allocation = allocation or f"alloc{secrets.token_hex(2)}"
         self.id = ""
         self.nodes = [f"n{index}" for index in range(len(cores))]
         first = [sum(cores[:index]) for index in range(len(cores))]

@@ -138,6 +138,25 @@ def test_newer_incarnation_fences_the_older(service: Service) -> None:
     assert pilot.wait_ended() == 0
 
 
+def test_what_a_dead_incarnation_left_is_ended_by_the_next(
+    service: Service, tmp_path: Path
+) -> None:
+    first = service.start([1])
+    pids = tmp_path / "pids"
+    first.run(first.spec("left", *NASTY, "session", str(pids)))
+    found = wait_until(pids_in(pids, 1), 20, "it runs")
+    # all that watches over it, at once
+    watchers = [first.process.pid, first.identity_of("pilot").pid, first.pid_of("n0")]
+    for signal_number in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in watchers:
+            os.kill(pid, signal_number)
+    first.process.wait()
+    wait_until(lambda: not procs.alive(first.identity_of("n0")), 10, "its worker is dead")
+    assert [pid for pid in found if procs.identity(pid)] == found
+    service.begin([1], allocation=first.allocation)
+    wait_until(lambda: not any(map(procs.identity, found)), 30, "nothing of it lives")
+
+
 def test_a_pilot_that_finds_no_redis_waits_for_it(tmp_path: Path) -> None:
     (tmp_path / "redis").mkdir()
     server = RedisServer(tmp_path / "redis")
