@@ -66,7 +66,12 @@ def test_what_ranks_leave_behind_ends_with_the_task(head: Service, tmp_path: Pat
     pids = tmp_path / "pids"
     # with its files open, PMI's among them, it would keep mpiexec itself waiting
     arguments = [*NASTY, "nameless", str(pids)]
-    code = f"import os; os.closerange(0, 64); os.execv({arguments[0]!r}, {arguments!r})"
+    # what is left exists, rather than is about to, when the rank ends
+    code = (
+        f"import os, time; os.closerange(0, 64); os.spawnv(os.P_WAIT, {arguments[0]!r},"
+        f" {arguments!r})\n"
+        f"while open({str(pids)!r}).read().count(chr(10)) < 6: time.sleep(0.05)"
+    )
     command = (sys.executable, "-c", code)
     pilot.run(pilot.spec("gang", *command, shares=whole(pilot)), node=keys.GANG)
     assert head.ended("gang", timeout=60).exit_code == 0
