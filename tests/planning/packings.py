@@ -98,6 +98,7 @@ def policies(draw: st.DrawFn) -> Policy:
         efficiency=draw(st.sampled_from([0.0, 0.5, 0.9, 0.95])),
         budget=draw(st.sampled_from([None, None, -5.0, 100.0, 3000.0, 100_000.0])),
         machine_nodes=draw(st.sampled_from([None, None, 4])),
+        release_after=draw(st.sampled_from([None, 30.0])),
     )
 
 
