@@ -46,6 +46,8 @@ def begin(conn: Connection, releases: Iterable[Release], now: float) -> None:
     for release in releases:
         for pilot in allocations.list_pilots(conn, (PilotState.LIVE,), allocation=release.id):
             tasks = scans.on_pilots(conn, pilot.id)
+            if any(row.num_nodes > 1 for row in tasks):
+                continue  # Slurm 22.05 killed such a task, on nodes that were kept
             busy = {share["node"] for row in tasks for share in row.shares or ()}
             _mark(conn, pilot, [name for name in release.nodes if name not in busy], now)
 
@@ -118,6 +120,7 @@ def carry_on(
     """
     with store.read() as conn:
         pilots = allocations.list_pilots(conn, LIVE_PILOTS)
+        spanned = {row.pilot for row in scans.on_pilots(conn) if row.num_nodes > 1}
     for pilot in pilots:
         job = running.get(pilot.allocation)
         pending = {
@@ -136,14 +139,17 @@ def carry_on(
             one["left"] is None and store.clock() < one["asked"] + TOGETHER
             for one in pending.values()
         )
-        if names and not waits and store.clock() >= not_before.get(pilot.id, 0.0):
-            not_before[pilot.id] = store.clock() + PAUSE
-            _give(store, scheduler, pilot, job, names)
+        if not names or waits or pilot.id in spanned:
+            continue
+        now = store.clock()
+        if now >= not_before.get(pilot.id, 0.0) and not _give(store, scheduler, pilot, job, names):
+            not_before[pilot.id] = now + PAUSE
 
 
 def _give(
     store: Store, scheduler: Scheduler, pilot: PilotRow, job: Job, names: Sequence[str]
-) -> None:
+) -> bool:
+    """Ask the scheduler to take nodes; false if it did not answer."""
     told = set(job.nodes)
     # an earlier life may have given them, and not have written that down
     asked = [name for name in names if not told or name in told]
@@ -155,7 +161,7 @@ def _give(
             )
         except SchedulerUnavailable as error:
             log.warning("nodes of job %s were not given back yet: %s", job.native_id, error)
-            return
+            return False
         except SchedulerError as error:
             log.warning("nodes of job %s cannot be given back: %s", job.native_id, error)
             changes.update({name: {"refused": str(error)} for name in asked})
@@ -165,6 +171,7 @@ def _give(
     store.run(lambda conn: _write(conn, pilot, changes, len(back), now))
     if back:
         log.info("job %s has given back %s", job.native_id, ", ".join(back))
+    return True
 
 
 def _write(

@@ -11,7 +11,14 @@ from balsam_celery.limits import Policy, Queue
 from balsam_celery.packing import Demand, Existing, Lane, Plan, Window, pack
 from tests.planning.values import node, resources
 
-POLICY = Policy(max_allocations=10, startup_margin=30, drain_margin=15, kill_grace=5, haste=0.0)
+POLICY = Policy(
+    max_allocations=10,
+    startup_margin=30,
+    drain_margin=15,
+    kill_grace=5,
+    efficiency=0.9,
+    haste=0.0,
+)
 
 
 @dataclass(frozen=True)

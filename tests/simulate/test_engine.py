@@ -230,7 +230,7 @@ def test_nodes_that_are_given_back_serve_others() -> None:
     work = workload(WHOLE_FOR_AN_HOUR, [3000.0, 100.0, 100.0, 100.0])
     for _ in range(3):
         work.add(0, 100.0, 1000.0)
-    there = machine(4, max_queued=1)
+    there = replace(machine(4, max_queued=1), release_after=30.0)
     simulation = Simulation(work, there, make(OURS), 0, trace=True)
     record = simulation.run()
     check(simulation)

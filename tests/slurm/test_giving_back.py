@@ -15,7 +15,12 @@ from tests.waiting import wait_until
 
 CHANGES = {
     **QUICK,
-    "packing": {**QUICK["packing"], "release_after": "5s", "max_allocations": 1},
+    "packing": {
+        **QUICK["packing"],
+        "release_idle_nodes": True,
+        "release_after": "5s",
+        "max_allocations": 1,
+    },
     "queues.debug": {"min_nodes": 4, "max_nodes": 4},
     "queues.small": {},
 }
@@ -38,13 +43,12 @@ def idle(cluster: SlurmCluster) -> set[str]:
     return {node for node, state in cluster.node_states().items() if state == "idle"}
 
 
-@pytest.mark.parametrize("width", [1, 2])
 def test_idle_nodes_go_back_while_a_task_runs_on(
-    live: LiveSite, slurm_cluster: SlurmCluster, tmp_path: Path, width: int
+    live: LiveSite, slurm_cluster: SlurmCluster, tmp_path: Path
 ) -> None:
     go_on = tmp_path / "go-on"
     script = f'while [ ! -e "{go_on}" ]; do sleep 0.2; done'
-    (long,) = live.submit("--num-nodes", str(width), "--", "/bin/sh", "-c", script)
+    (long,) = live.submit("--", "/bin/sh", "-c", script)
     short = live.submit("--array", "1-4", "--node-packing-count", "1", "--", "/bin/true")
     for id in short:
         live.wait_for(id, "JOB_FINISHED")
@@ -70,10 +74,9 @@ def test_idle_nodes_go_back_while_a_task_runs_on(
     lost = {node["name"]: node["lost_reason"] for node in there.nodes if node["lost"]}
     assert lost.keys() == spare
     assert all("given back" in reason for reason in lost.values())
-    if width == 1:
-        # the job goes on: new tasks find the nodes that it has kept
-        (later,) = live.submit("--", "/bin/true")
-        live.wait_for(later, "JOB_FINISHED")
+    # the job goes on: new tasks find the nodes that it has kept
+    (later,) = live.submit("--", "/bin/true")
+    live.wait_for(later, "JOB_FINISHED")
     go_on.touch()
     live.wait_for(long, "JOB_FINISHED")
     with live.store.read() as conn:
