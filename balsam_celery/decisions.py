@@ -13,7 +13,7 @@ from balsam_celery.lookahead import LookAhead
 from balsam_celery.packing import pack
 from balsam_celery.pilotfree import Holding
 from balsam_celery.placement import Pass, Placement, place
-from balsam_celery.plans import Demand, Existing, Note, Request, Window
+from balsam_celery.plans import Demand, Existing, Note, Release, Request, Window
 from balsam_celery.resources import NodeCapacity
 
 
@@ -104,12 +104,14 @@ class PackingDecision:
     windows: tuple[Window, ...]
     requests: tuple[Request, ...]
     notes: tuple[Note, ...]
+    release: tuple[Release, ...] = ()
 
     @property
     def is_repeated(self) -> bool:
         """Packing decides the same of the same inputs now."""
         plan = pack(self.backlog, self.queues, self.allocations, self.policy, windows=self.windows)
-        return (plan.requests, plan.notes) == (self.requests, self.notes)
+        now = plan.requests, plan.notes, plan.release
+        return now == (self.requests, self.notes, self.release)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from types import MappingProxyType
 
 from balsam_celery.nodefree import NodeFree
 from balsam_celery.plans import Lane
@@ -32,8 +33,15 @@ class Held:
     likely: float
 
 
-def lanes(nodes: Iterable[NodeFree], held: Iterable[Held]) -> tuple[Lane, ...]:
-    """One lane for each of ``nodes``, in their order, without those that are lost."""
+def lanes(
+    nodes: Iterable[NodeFree],
+    held: Iterable[Held],
+    idle: Mapping[str, float] = MappingProxyType({}),
+) -> tuple[Lane, ...]:
+    """One lane for each of ``nodes``, in their order, without those that are lost.
+
+    ``idle``: seconds for which nothing has run, of the nodes of which that is true.
+    """
     latest: dict[str, float] = defaultdict(float)
     likely: dict[str, float] = defaultdict(float)
     for one in held:
@@ -41,13 +49,14 @@ def lanes(nodes: Iterable[NodeFree], held: Iterable[Held]) -> tuple[Lane, ...]:
             latest[name] = max(latest[name], one.latest)
             likely[name] = max(likely[name], one.likely)
     return tuple(
-        _lane(node, latest[node.capacity.name], likely[node.capacity.name])
+        _lane(node, latest[name], likely[name], idle.get(name))
         for node in nodes
         if not node.lost
+        for name in (node.capacity.name,)
     )
 
 
-def _lane(node: NodeFree, latest: float, likely: float) -> Lane:
+def _lane(node: NodeFree, latest: float, likely: float, idle_for: float | None) -> Lane:
     whole = NodeFree.of(node.capacity)
     names = (name for name, _ in node.capacity.resources)
     return Lane(
@@ -58,6 +67,8 @@ def _lane(node: NodeFree, latest: float, likely: float) -> Lane:
         None if node.memory == whole.memory or not whole.memory else node.memory,
         None if node.counts == whole.counts else tuple(zip(names, node.counts, strict=True)),
         node.occupancy,
+        node.capacity.name,
+        idle_for,
     )
 
 

@@ -56,9 +56,10 @@ class Ledger:
 
     def lose_node(self, pilot: str, node: str) -> Ledger:
         """Nothing may start on that node any more."""
-        if pilot not in self.pilots or not self.pilots[pilot].has_node(node):
+        known = self.pilots.get(pilot)
+        if known is None or not known.has_node(node) or known.node(known.place(node)).lost:
             return self
-        changed = self.pilots[pilot].copy()
+        changed = known.copy()
         changed.lose(node)
         return Ledger({**self.pilots, pilot: changed})
 

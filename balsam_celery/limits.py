@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -15,6 +16,9 @@ from balsam_celery.resources import NodeCapacity, Resources
 #: For how many times a task's expected time a lane is idle at the end of an allocation, on average:
 #: run times scatter, and the last to end is longer than the others.
 IDLE_AT_END = 1.5
+#: How far run times scatter where only an expected time is known: the standard deviation of their
+#: logarithm.
+SCATTER = 0.25
 
 
 class QueueLimits(Protocol):
@@ -93,6 +97,10 @@ class PackingLimits(Protocol):
     def haste(self) -> float: ...
     @property
     def max_wait(self) -> int: ...
+    @property
+    def release_idle_nodes(self) -> bool: ...
+    @property
+    def release_after(self) -> int: ...
 
 
 class SiteLimits(Protocol):
@@ -149,6 +157,8 @@ class Policy:
             ``None``: however long.
         budget: node-seconds that new allocations may be charged in all; ``None``: no limit.
         machine_nodes: nodes of the machine in all, where that is known.
+        release_after: an idle node of a running allocation is given back after this; ``None``: the
+            scheduler takes none, all are charged to the end.
     """
 
     max_allocations: int
@@ -161,27 +171,37 @@ class Policy:
     max_wait: float | None = None
     budget: float | None = None
     machine_nodes: int | None = None
+    release_after: float | None = None
 
     @property
     def overhead(self) -> int:
-        """Seconds for which an allocation is charged at its start and end without running tasks."""
-        return self.startup_margin + self.idle_timeout
+        """Seconds for which a node is charged at its start and end without running tasks."""
+        after = self.idle_timeout if self.release_after is None else self.release_after
+        return self.startup_margin + math.ceil(after)
 
     @property
     def margins(self) -> int:
         """Seconds of an allocation's wall time in which no task runs."""
         return self.startup_margin + self.drain_margin
 
-    def depth(self, duration: float) -> float:
-        """Seconds that an allocation must last to reach ``efficiency`` with tasks of ``duration``.
+    def depth(self, duration: float, beside: int) -> float:
+        """Seconds that an allocation must last to reach ``efficiency`` with tasks of ``duration``,
+        of which ``beside`` run at once on a node.
 
-        At its end its lanes run empty one after the other.
+        At its end its lanes run empty one after the other, and are charged until all of it ends or,
+        where nodes are given back, all of their node.
         """
-        return (self.overhead + IDLE_AT_END * duration) * self.efficiency / (1 - self.efficiency)
+        idle = IDLE_AT_END if self.release_after is None else late(beside)
+        return (self.overhead + idle * duration) * self.efficiency / (1 - self.efficiency)
 
     def usable(self, wall_time: int) -> int:
         """Seconds in which an allocation of ``wall_time`` can run tasks."""
         return wall_time - self.startup_margin - self.drain_margin
+
+
+def late(tasks: float) -> float:
+    """For how many times their expected time the longest of so many tasks runs beyond it."""
+    return math.exp(SCATTER * math.sqrt(2 * math.log(max(1.0, tasks)))) - 1
 
 
 @functools.lru_cache(maxsize=4096)
@@ -232,12 +252,15 @@ def _node(shape: QueueLimits | NodeLimits) -> NodeCapacity:
     return NodeCapacity("node", cores, gpus, shape.memory_per_node, resources=counts)
 
 
-def policy_of(settings: SiteLimits) -> Policy:
+def policy_of(settings: SiteLimits, *, releases: bool = False) -> Policy:
     """The packing policy of ``site.toml``; its budget is to be filled in by who knows what is left.
+
+    ``releases``: the scheduler takes nodes out of running jobs.
 
     This machine's own time is charged to nobody, so there only speed counts.
     """
     local = settings.scheduler.kind == "local"
+    releases = releases and settings.packing.release_idle_nodes
     return Policy(
         settings.packing.max_allocations,
         settings.pilot.startup_margin,
@@ -248,6 +271,7 @@ def policy_of(settings: SiteLimits) -> Policy:
         3600 * settings.packing.haste,
         settings.packing.max_wait,
         machine_nodes=settings.local.nodes if local else None,
+        release_after=settings.packing.release_after if releases else None,
     )
 
 

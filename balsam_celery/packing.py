@@ -21,8 +21,20 @@ from balsam_celery.collection import uncollected
 from balsam_celery.draining import drained
 from balsam_celery.durations import format_duration
 from balsam_celery.limits import Policy, Queue, fits_some_queue, policy_of, queues_of
-from balsam_celery.plans import Demand, Existing, Flow, Lane, Note, Plan, Request, Waiting, Window
+from balsam_celery.plans import (
+    Demand,
+    Existing,
+    Flow,
+    Lane,
+    Note,
+    Plan,
+    Release,
+    Request,
+    Waiting,
+    Window,
+)
 from balsam_celery.pouring import Block, Rest, by_shape, flows
+from balsam_celery.releasing import released
 from balsam_celery.requesting import Requester
 from balsam_celery.sizing import Caps
 
@@ -35,6 +47,7 @@ __all__ = [
     "Plan",
     "Policy",
     "Queue",
+    "Release",
     "Request",
     "Waiting",
     "Window",
@@ -86,6 +99,12 @@ def pack(
     if larger is not None:
         given_up[larger.id] = larger
     drain = [note for allocation in existing if (note := drained(allocation, wanted, policy))]
+    over = {note.id for note in drain}
+    release = [
+        Release(allocation.id, nodes)
+        for allocation in existing
+        if allocation.id not in over and (nodes := released(allocation, wanted, policy))
+    ]
     notes = {note.id: note for note in (*planner.notes(), *drain, *given_up.values())}
     return Plan(
         planner.told(),
@@ -93,6 +112,7 @@ def pack(
         tuple(planner.waiting),
         tuple(note.id for note in drain),
         tuple(notes[allocation.id] for allocation in existing),
+        tuple(release),
         flows(planner.blocks, planner.new),
     )
 

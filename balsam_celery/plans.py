@@ -63,6 +63,8 @@ class Lane:
         memory: bytes free now; ``None``: all.
         resources: how much is free now of each thing that the site counts; ``None``: all.
         occupancy: sum of 1/``node_packing_count`` of the tasks on it that gave one.
+        name: of the node.
+        idle_for: seconds for which nothing has run on it; ``None``: something does.
     """
 
     free_cores: int
@@ -72,6 +74,8 @@ class Lane:
     memory: int | None = None
     resources: Counts | None = None
     occupancy: float = 0.0
+    name: str = ""
+    idle_for: float | None = None
 
     @property
     def wait(self) -> float:
@@ -95,6 +99,7 @@ class Existing:
         waited: seconds for which a queued one has been queued.
         idle_for: seconds for which nothing has run in one that runs; ``None``: something does, or
             it only starts.
+        head: name of the node that it cannot do without; empty: it only starts.
     """
 
     id: str
@@ -106,6 +111,7 @@ class Existing:
     lanes: tuple[Lane, ...] = ()
     waited: float = 0.0
     idle_for: float | None = None
+    head: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +177,19 @@ class Note:
 
 
 @dataclass(frozen=True, slots=True)
+class Release:
+    """Idle nodes that a running allocation gives back.
+
+    Attributes:
+        id: of the allocation.
+        nodes: their names.
+    """
+
+    id: str
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Flow:
     """``count`` tasks of ``demand`` are planned for one allocation.
 
@@ -194,6 +213,7 @@ class Plan:
         cancel: ids of queued allocations to give up.
         waiting: what neither exists nor may be asked for now.
         drain: ids of running allocations in which nothing is to start any more.
+        release: nodes of others to be given back.
         notes: one for each allocation that exists.
         flows: which tasks are planned for which allocation, in the order of filling.
     """
@@ -203,4 +223,5 @@ class Plan:
     waiting: tuple[Waiting, ...] = ()
     drain: tuple[str, ...] = ()
     notes: tuple[Note, ...] = ()
+    release: tuple[Release, ...] = ()
     flows: tuple[Flow, ...] = field(default=(), compare=False)

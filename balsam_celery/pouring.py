@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from balsam_celery.lanes import Lanes
-from balsam_celery.limits import Policy, at_once
+from balsam_celery.limits import Policy, at_once, per_node
 from balsam_celery.plans import Demand, Existing, Flow
 from balsam_celery.resources import NodeCapacity
 
@@ -95,7 +95,10 @@ class Block:
         last = self.usable - needed
         if not deep:
             # its nodes are charged for as long as the longest runs, so others may run beside that
-            worth = max(_DEEPER * self.policy.depth(duration), self.longest)
+            beside = per_node(demand.resources, self.node)
+            worth = _DEEPER * self.policy.depth(duration, beside)
+            if self.policy.release_after is None:
+                worth = max(worth, self.longest)
             last = min(last, max(0, math.ceil(worth / duration - _ROUNDING) - 1) * duration)
         rounds = 1 + math.floor(last / duration + _ROUNDING)
         filled = self.depth + self._busy(demand, rounds * duration)

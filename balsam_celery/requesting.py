@@ -78,7 +78,7 @@ class Requester:
         # several narrow ones rather than a wide one: each ends by itself when the work gets less,
         # and where limits end them the last tasks of a few lanes are waited for, not of all
         nodes = queue.max_nodes
-        if self._policy.efficiency:
+        if self._policy.efficiency and self._policy.release_after is None:
             share = math.ceil(nodes / (NARROW * max(1, queue.max_running)))
             nodes = min(nodes, max(share, queue.min_nodes, demand.resources.num_nodes))
         room = self._room.left(queue)

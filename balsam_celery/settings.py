@@ -119,6 +119,8 @@ class PackingSettings:
     haste: float = 2.0  # node-hours that may be spent beyond that for an earlier end
     budget: float = 0.0  # node-hours that the site may be charged in all; 0: no limit
     max_wait: Seconds = 30 * 86_400  # in the queue, before a smaller one is asked for beside it
+    release_idle_nodes: bool = False  # give them back while other nodes of their job still work
+    release_after: Seconds = 30  # of idleness
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,14 +12,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from balsam_celery.limits import Policy, Queue, per_node
+from balsam_celery.limits import SCATTER, Policy, Queue, late, per_node
 from balsam_celery.plans import Demand, Request
 from balsam_celery.pouring import Rest
 
 _ROUNDING = 1e-9
-#: How far run times scatter where only an expected time is known: the standard deviation of their
-#: logarithm. The longest of n is then about exp(SCATTER * sqrt(2 ln n)) times the expected time.
-SCATTER = 0.25
 #: Lanes drift apart by their scatter, up to half a task.
 _DRIFT = 0.5
 #: How much longer than expected the tasks of a lane together may take, and so what is asked for:
@@ -89,6 +86,14 @@ class Work:
         self._limit = max(demand.wall_time for demand, _ in tasks)
         self._latest = self._limit / self._likely_longest - 1
         self._on_node = on_node[0]
+        #: for how much of the longest's time a lane waits for the others of its node
+        self._uneven = (
+            sum(
+                nodes * time * late(on)
+                for nodes, time, on in zip(per_round, likely, on_node, strict=True)
+            )
+            / self._likely_seconds
+        )
         # all span as many nodes: none is to be left over
         self._unit = math.gcd(*(demand.resources.num_nodes for demand, _ in tasks))
 
@@ -112,9 +117,13 @@ class Work:
         lanes = max(1, nodes // self._unit) * (self._on_node if alone else 1)
         if lanes > 1:
             drift = min(_DRIFT, SCATTER * math.sqrt(max(0.0, whole - 1)))
-            late = math.exp(SCATTER * math.sqrt(2 * math.log(lanes))) - 1
-            rounds = max(whole, rounds + drift + min(late, self._latest))
+            rounds = max(whole, rounds + drift + min(late(lanes), self._latest))
         span = self._likely_longest * rounds
+        if self._policy.release_after is not None:
+            busy = self._likely_seconds / nodes
+            # a node is charged until the last of its lanes is done, the head until all are
+            rest = busy + self._likely_longest * min(self._uneven, self._latest)
+            span = rest + max(0.0, span - rest) / nodes
         return self._likely_seconds / (nodes * (self._policy.overhead + span))
 
     def width(self, caps: Caps) -> int:
@@ -130,7 +139,7 @@ class Work:
             nodes = self.least
         # what does not end in time on so few nodes needs more
         most = self._policy.usable(caps.wall_time) - self.needs + self.longest
-        if self.time(nodes) > most:
+        if self.time(nodes) > most > 0:
             nodes = min(widest, max(nodes, self._within(most)))
         return self._even(nodes)
 
@@ -173,7 +182,10 @@ class Work:
         nodes = self.width(Caps(most, caps.wall_time))
         time = self.time(nodes)
         # where it cannot be wide enough, and others may be asked for, they share the work
-        shared = max(policy.depth(self.longest), self.node_seconds / (nodes * max(1, caps.room)))
+        shared = max(
+            policy.depth(self.longest, self._on_node),
+            self.node_seconds / (nodes * max(1, caps.room)),
+        )
         if time > _LONGER * shared and not caps.whole:
             time = max(self.longest, shared)
         rows = time / self.longest - 1

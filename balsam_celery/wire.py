@@ -94,10 +94,12 @@ class PilotOrder:
     """An order to a pilot's main process.
 
     ``drain``: end. ``lose``: the scheduler has taken ``node`` out of the job; end what still
-    lives there, place nothing there again, and say so with :class:`WorkerLost`.
+    lives there, place nothing there again, and say so with :class:`WorkerLost`. ``release``: the
+    same of an idle node that is to be given back, which is confirmed once nothing of the pilot
+    lives there.
     """
 
-    action: Literal["drain", "lose"]
+    action: Literal["drain", "lose", "release"]
     reason: str
     node: str = ""
 

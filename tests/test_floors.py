@@ -39,6 +39,7 @@ FLOORS: dict[str, int] = {
     "plans": 0,
     "asking": 0,
     "draining": 0,
+    "releasing": 0,
     "room": 0,
     "soonest": 0,
     "pouring": 0,

@@ -146,6 +146,7 @@ def allocation(row: AllocationRow) -> Plain:
         "id": row.id,
         "queue": row.queue,
         "nodes": row.nodes,
+        "nodes_back": row.nodes_back,
         "wall_time": row.wall_time,
         "state": row.state,
         "native_id": row.native_id or None,  # "": not known whether the job exists

@@ -79,7 +79,9 @@ def _list_allocations(everything: bool, as_json: bool) -> None:
                 row.id,
                 row.native_id or "-",
                 row.queue,
-                str(row.nodes),
+                f"{row.nodes - row.nodes_back} of {row.nodes}"
+                if row.nodes_back
+                else str(row.nodes),
                 format_duration(row.wall_time),
                 _state(row),
                 local_time(row.created),

@@ -24,6 +24,7 @@ class Host:
         deadline: until when it must have come, or ended, on the monotonic clock.
         lost: why nothing may start on it any more; "" while that is not so.
         taken: the scheduler has given it up: once no keeper of it answers nothing lives there.
+        released: it is to be given back to the scheduler.
         gone: its worker has left nothing alive, by the word of its keeper or of the scheduler; what
             others have there is known by their sweeps.
         asked, asked_at: why its keeper was told on the node to end ("": it was not), and when, on
@@ -36,6 +37,7 @@ class Host:
         self.capacity = capacity
         self.channel: Channel | None = None
         self.consumes = self.used = self.again = self.taken = self.gone = False
+        self.released = False
         self.trouble = self.lost = ""
         self.start: NodeStart | None = None
         self.deadline = float("inf")

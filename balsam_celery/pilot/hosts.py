@@ -92,8 +92,8 @@ class Hosts(Staff):
             raise StartError(str(error)) from None
 
     def files(self) -> dict[int, bool]:
-        channels = [host.channel for host in self._hosts.values() if host.channel is not None]
-        files = {channel.fileno(): channel.writing for channel in channels}
+        channels = (host.channel for host in self._hosts.values())
+        files = {one.fileno(): one.writing for one in channels if one is not None}
         for part in (self._links, self._launches, self._gang):
             if part is not None:
                 files.update(part.files())
@@ -201,7 +201,10 @@ class Hosts(Staff):
                 host.asked, host.asked_at = message.reason, time.monotonic()
             case link.Drained():
                 host.drained = message.delivered
-                if host.lost:
+                if host.released:
+                    host.taken = True  # by the keeper's own end nothing lives there
+                    self._order(host, link.Leave())
+                elif host.lost:
                     self._gone(host)
             case _:
                 pass  # a beat
@@ -211,7 +214,8 @@ class Hosts(Staff):
         host.close()
         if self._left or (self._stopping and host.drained is not None):
             return
-        logger.error("node %s: its keeper is lost: %s", host.name, why)
+        log = logger.info if host.released else logger.error
+        log("node %s: its keeper is lost: %s", host.name, why)
         if host.taken:
             self._vacant(host)  # the scheduler has said so, and nobody is left to ask
         if self._stopping or host.lost:
@@ -256,15 +260,16 @@ class Hosts(Staff):
             left = sum(one.used and not one.lost for one in self._hosts.values())
             self._gang.lost(host.name, host.lost, left)
 
-    def lose(self, node: str, reason: str) -> None:
+    def lose(self, node: str, reason: str, *, given_back: bool = False) -> None:
         host = self._hosts.get(node)
-        if host is None or host.taken or self._stopping:
+        if host is None or host.taken or self._stopping or (given_back and host.lost):
             return
-        host.taken = True
+        host.taken, host.released = not given_back, given_back
         if not host.lost:
             self._lost(host, reason)
         if host.channel is None:
-            self._vacant(host)
+            if host.taken:
+                self._vacant(host)
         else:
             # what still lives there is to end decently; but the scheduler's word counts in any case
             host.deadline = time.monotonic() + self._settings.site.kill_grace + STOP_SLACK + _ANSWER
@@ -289,8 +294,8 @@ class Hosts(Staff):
             host.used = True
         if len(used) > 1:
             nodes = tuple(host.capacity for host in used)
-            context = dataclasses.replace(self._context, nodes=nodes)
-            worker = WorkerContext(context, keys.GANG, nodes)
+            pilot = dataclasses.replace(self._context, nodes=nodes)
+            worker = WorkerContext(pilot, keys.GANG, nodes)
             sweeps = (self._sweep, self._sweeping.abandon)
             self._gang = Gang(worker, self._crew, *sweeps, self._before_fork)
             self._gang.start()
@@ -304,9 +309,8 @@ class Hosts(Staff):
         done: Done,
         number: int = 0,
     ) -> int:
-        every = self._hosts.values()
-        hosts = [one for one in every if (one.used if nodes is None else one.name in nodes)]
-        hosts = [host for host in hosts if host.channel is not None or not host.taken]
+        there = [h for h in self._hosts.values() if h.channel is not None or not h.taken]
+        hosts = [one for one in there if (one.used if nodes is None else one.name in nodes)]
         order = self._sweeping.begin(
             [one.name for one in hosts], marks, attempts, grace, done, number
         )
@@ -325,11 +329,8 @@ class Hosts(Staff):
         gang = self._gang
         if not self._decided or (gang is not None and not (gang.ready or gang.given_up)):
             return None
-        return tuple(
-            dataclasses.replace(host.capacity, lost=bool(host.lost))
-            for host in self._hosts.values()
-            if host.used
-        )
+        used = [host for host in self._hosts.values() if host.used]
+        return tuple(dataclasses.replace(one.capacity, lost=bool(one.lost)) for one in used)
 
     @property
     def deserted(self) -> bool:
@@ -357,8 +358,7 @@ class Hosts(Staff):
             self._stop_at = float("inf")
             self._leave_at = now + _ANSWER
             self._crew.signal(signal.SIGKILL)
-        silent = [host.name for host in self._hosts.values() if host.channel is None]
-        self._sweeping.give_up(silent)
+        self._sweeping.give_up([h.name for h in self._hosts.values() if h.channel is None])
         if not self._left:
             quiet = self._gang is None or self._gang.quiet
             here = [host for host in self._hosts.values() if host.channel is not None]
@@ -383,11 +383,9 @@ class Hosts(Staff):
         self._left = True
         self._leave_at = time.monotonic() + _LEAVING
         used = [host for host in self._hosts.values() if host.used]
-        self.delivered = (self._gang is None or self._gang.delivered) and all(
-            host.gone or host.drained for host in used
-        )
-        if self._gang is not None and not self._gang.quiet:
-            self.delivered = False
+        gang = self._gang
+        self.delivered = gang is None or (gang.delivered and gang.quiet)
+        self.delivered &= all(host.gone or host.drained for host in used)
         for host in self._hosts.values():
             self._order(host, link.Leave())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from abc import ABC, abstractmethod
@@ -68,8 +69,8 @@ class Staff(ABC):
         """No worker stays alive."""
 
     @abstractmethod
-    def lose(self, node: str, reason: str) -> None:
-        """The scheduler has taken a node away."""
+    def lose(self, node: str, reason: str, *, given_back: bool = False) -> None:
+        """The scheduler has taken a node away, or is to be given it back: nothing runs there."""
 
     @abstractmethod
     def stop(self, reason: str) -> None:
@@ -101,6 +102,7 @@ class OneHost(Staff):
         self._crew.members = [Member(one) for one in context.workers()]
         self._stopping = False
         self._kill_at = 0.0
+        self._released: dict[str, str] = {}  # why, by name of the node
 
     def start(self) -> None:
         procs.become_subreaper()
@@ -113,7 +115,7 @@ class OneHost(Staff):
     def turn(self) -> list[Loss]:
         workers, _ = self._crew.reap()
         if not self._stopping:
-            losses = [self._crew.replace(member, status) for member, status in workers]
+            losses = [self._ended(member, status) for member, status in workers]
             return [one for loss in losses for one in loss.steps()]
         for member, status in workers:
             self.delivered = self.delivered and delivered(status)
@@ -123,6 +125,13 @@ class OneHost(Staff):
             self._crew.signal(signal.SIGKILL)
         return []
 
+    def _ended(self, member: Member, status: int) -> Loss:
+        reason = self._released.get(member.context.node)
+        if reason is None:
+            return self._crew.replace(member, status)
+        self._crew.end_programs(member)
+        return Loss(member.context, reason, "gone")
+
     def consuming(self) -> tuple[NodeCapacity, ...] | None:
         return self._context.nodes if all(member.ready for member in self._crew.members) else None
 
@@ -130,8 +139,13 @@ class OneHost(Staff):
     def deserted(self) -> bool:
         return not self._crew.living
 
-    def lose(self, node: str, reason: str) -> None:
-        """One host is lost as a whole, and then nobody asks."""
+    def lose(self, node: str, reason: str, *, given_back: bool = False) -> None:
+        """One host is lost as a whole, and then nobody asks; a virtual node may be given back."""
+        for member in self._crew.living if given_back and not self._stopping else ():
+            if member.context.node == node and node not in self._released:
+                assert member.pid is not None, "it lives"
+                self._released[node] = reason
+                os.kill(member.pid, signal.SIGTERM)
 
     def stop(self, reason: str) -> None:
         self._stopping = True

@@ -197,7 +197,7 @@ class Supervisor:
 
     def _exchange(self) -> str | None:
         """Heartbeat, acknowledgements, orders; returns the reason of an order to drain."""
-        commands: list[tuple[str, ...]] = [("LPOP", self._control)]
+        commands: list[tuple[str, ...]] = [("LPOP", self._control, "100")]
         now = time.monotonic()
         if now >= self._next_beat:
             self._next_beat = now + self._settings.pilot.heartbeat_interval
@@ -209,17 +209,16 @@ class Supervisor:
         for number in answer.acknowledged:
             self._records.pop(number, None)
         self._deliver_leavings()
-        if answer.results[0] is None:
-            return None
-        try:
-            order = decode(PilotOrder, answer.results[0])
-        except MalformedMessage as error:
-            logger.error("refused an order that is not one: %s", error)
-            return None
-        if order.action == "lose":
-            self._staff.lose(order.node, order.reason)
-            return None
-        return order.reason or "ordered by the service"
+        for text in answer.results[0] or ():
+            try:
+                order = decode(PilotOrder, text)
+            except MalformedMessage as error:
+                logger.error("refused an order that is not one: %s", error)
+                continue
+            if order.action == "drain":
+                return order.reason or "ordered by the service"
+            self._staff.lose(order.node, order.reason, given_back=order.action == "release")
+        return None
 
     # end
 

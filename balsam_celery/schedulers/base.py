@@ -9,6 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import ClassVar
 
+from balsam_celery.errors import SchedulerError
 from balsam_celery.resources import NodeCapacity
 
 #: Set by batch scripts: when their job ends at the latest, in seconds since the epoch; its queue in
@@ -137,20 +138,22 @@ class Capabilities:
         end_is_proof: no process of a job that it calls ENDED lives. Else that is a word only: what
             left the job's session or its node's supervision may live, and a pilot that has said no
             farewell is waited for (:mod:`balsam_celery.service.lingering`).
+        releases_nodes: ``release`` gives nodes of a running job back.
     """
 
     finds_by_name: bool = True
     tells_queues: bool = False
     tells_idle: bool = False
     end_is_proof: bool = True
+    releases_nodes: bool = False
 
 
 class Scheduler(ABC):
     """One kind of batch scheduler.
 
     Every method may raise :class:`~balsam_celery.errors.SchedulerUnavailable` (it did not answer:
-    nothing is known) and ``submit`` also :class:`~balsam_celery.errors.SchedulerError` (refused
-    for good).
+    nothing is known), ``submit`` and ``release`` also
+    :class:`~balsam_celery.errors.SchedulerError` (refused for good).
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities()
@@ -180,6 +183,14 @@ class Scheduler(ABC):
     @abstractmethod
     def cancel(self, native_id: str) -> None:
         """Ask for a job's end; harmless for one that has ended. ``jobs`` tells when it has."""
+
+    def release(self, native_id: str, nodes: Collection[str], kept: Sequence[str]) -> None:
+        """Take ``nodes`` out of a running job, which goes on with those ``kept``, its head first.
+
+        Harmless for nodes that it does not have any more. Only where
+        ``capabilities.releases_nodes``, and of nodes on which nothing runs.
+        """
+        raise SchedulerError("this scheduler takes no nodes out of a running job")
 
     @abstractmethod
     def inside(self, environment: Mapping[str, str]) -> JobNodes:

@@ -57,8 +57,8 @@ class Commands:
         self._kept = frozenset(kept)
         self._additions = additions or {}
 
-    def run(self, argv: Sequence[str]) -> Done:
-        """Run ``argv`` and return how it ended, whatever its exit status.
+    def run(self, argv: Sequence[str], directory: str | None = None) -> Done:
+        """Run ``argv`` (in ``directory``) and return how it ended, whatever its exit status.
 
         Raises:
             SchedulerUnavailable: it is not there, or did not end in time: nothing is known.
@@ -67,6 +67,7 @@ class Commands:
             # a group of its own: site-made wrappers start the real command as a child
             process = subprocess.Popen(
                 argv,
+                cwd=directory,
                 env=self._environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,

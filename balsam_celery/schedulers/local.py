@@ -13,7 +13,7 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from balsam_celery.schedulers.base import (
     Scheduler,
 )
 from balsam_celery.schedulers.local_advance import advance, end, expected, free_nodes
-from balsam_celery.schedulers.local_state import MARK, NODES, Config, Record, State
+from balsam_celery.schedulers.local_state import MARK, NODES, Config, Record, State, node_name
 from balsam_celery.settings import LocalSettings, QueueSettings, Settings
 
 _NATIVE_ID = re.compile(r"local-([1-9]\d*)")
@@ -76,7 +76,9 @@ class LocalScheduler(Scheduler):
         SettingsError: no virtual node, or none with a core.
     """
 
-    capabilities = Capabilities(finds_by_name=True, tells_queues=True, tells_idle=True)
+    capabilities = Capabilities(
+        finds_by_name=True, tells_queues=True, tells_idle=True, releases_nodes=True
+    )
 
     def __init__(self, directory: Path, options: LocalOptions) -> None:
         local = options.local
@@ -143,6 +145,23 @@ class LocalScheduler(Scheduler):
             elif not record.cancelled:
                 self._state.save(replace(record, cancelled="cancelled"))
             self._advance()  # tells the keeper, or starts what the job stood before
+
+    def release(self, native_id: str, nodes: Collection[str], kept: Sequence[str]) -> None:
+        """Take virtual nodes out of a running job.
+
+        Raises:
+            SchedulerError: no job that runs.
+            SchedulerUnavailable: the state could not be read or written.
+        """
+        match = _NATIVE_ID.fullmatch(native_id)
+        self._prepare()
+        with self._state.locked(self.options.lock_timeout):
+            record = self._state.load(int(match[1])) if match is not None else None
+            if record is None or record.phase != "running":
+                raise SchedulerError(f"{native_id!r} is not a running job of the local scheduler")
+            left = tuple(index for index in record.nodes if node_name(index) not in nodes)
+            self._state.save(replace(record, nodes=left))
+            self._advance()  # others may start on what is free now
 
     def inside(self, environment: Mapping[str, str]) -> JobNodes:
         """The nodes of the job whose environment this is.

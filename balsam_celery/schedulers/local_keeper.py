@@ -23,7 +23,7 @@ from balsam_celery.resources import NodeCapacity
 from balsam_celery.schedulers import local_state
 from balsam_celery.schedulers.base import JobNodes
 from balsam_celery.schedulers.local_advance import advance, end
-from balsam_celery.schedulers.local_state import MARK, NODES, Config, Record, State
+from balsam_celery.schedulers.local_state import MARK, NODES, Config, Record, State, node_name
 
 _TOLD = frozenset({signal.SIGTERM, signal.SIGINT})
 _BLOCKED = _TOLD | {signal.SIGCHLD, signal.SIGHUP}
@@ -182,7 +182,7 @@ def job_nodes(config: Config, record: Record, usable: list[int]) -> JobNodes:
         gpus = range(index * local.gpus_per_node, (index + 1) * local.gpus_per_node)
         nodes.append(
             NodeCapacity(
-                f"vnode{index}",
+                node_name(index),
                 tuple(cores),
                 tuple(gpus),
                 local.memory_per_node,

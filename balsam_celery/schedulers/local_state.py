@@ -42,6 +42,11 @@ T = TypeVar("T")
 Phase = Literal["queued", "starting", "running", "ending", "ended"]
 
 
+def node_name(index: int) -> str:
+    """Name of a virtual node."""
+    return f"vnode{index}"
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
     """What the scheduler must know to start jobs, also when a keeper does it.
@@ -70,7 +75,8 @@ class Record:
     """One job; times in seconds since the epoch.
 
     Attributes:
-        nodes: indices of the virtual nodes it holds (from ``starting`` until ``ended``).
+        nodes: indices of the virtual nodes it holds (from ``starting`` until ``ended``), less
+            those that it gave back.
         incarnation: grows with each keeper asked for; a keeper with an older one steps back.
         tries: keepers that died before they took the job.
         keeper: the keeper last started, once known.

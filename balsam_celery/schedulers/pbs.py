@@ -58,7 +58,11 @@ class PbsScheduler(Scheduler):
     # pbs_mom knows the processes of a job by their sessions alone; a job whose first node's MoM is
     # lost, or which is deleted by force, is F whatever runs there
     capabilities = Capabilities(
-        finds_by_name=True, tells_queues=True, tells_idle=True, end_is_proof=False
+        finds_by_name=True,
+        tells_queues=True,
+        tells_idle=True,
+        end_is_proof=False,
+        releases_nodes=True,
     )
     template = "pbs.sh.j2"
     kill_delay = (10.0, "kill_delay")
@@ -157,6 +161,25 @@ class PbsScheduler(Scheduler):
             raise SchedulerError(done.message)
         if done.status != 0 and done.status not in pbs_commands.HARMLESS_TO_CANCEL:
             raise SchedulerUnavailable(f"{done.message} (qdel ended with {done.status})")
+
+    def release(self, native_id: str, nodes: Collection[str], kept: Sequence[str]) -> None:
+        """Take ``nodes`` out of a running job.
+
+        Raises:
+            SchedulerError: refused.
+            SchedulerUnavailable: PBS did not take it.
+        """
+        vnodes = [pbs_nodes.short(node) for node in nodes]
+        done = self._asking.run(_found(pbs_commands.release(native_id, vnodes)))
+        if pbs_commands.NOT_THERE in done.message and len(vnodes) > 1:
+            # one of them is out already, and then none is taken
+            for node in nodes:
+                self.release(native_id, [node], kept)
+        elif done.status in pbs_commands.NOT_TO_RELEASE:
+            if pbs_commands.NOT_THERE not in done.message:
+                raise SchedulerError(done.message)
+        elif done.status != 0:
+            raise SchedulerUnavailable(f"{done.message} (pbs_release_nodes: {done.status})")
 
     def inside(self, environment: Mapping[str, str]) -> JobNodes:
         """The nodes in ``PBS_NODEFILE``; what each gives to the job, and its end, by ``qstat``.

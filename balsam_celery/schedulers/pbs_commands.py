@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 #: Makes the times that ``qstat`` prints, which it writes in its own time zone, those of UTC.
@@ -48,6 +48,13 @@ REFUSED = {1, 2, 3} | _statuses(
     15162, 15163, 15169, 15173, 15175,  # walltimes, HOOK_REJECT, JOBNBIG, JOBSCRIPTMAXSIZE
 )  # fmt: skip
 
+#: ``pbs_release_nodes``: it cannot be, by ``req_relnodesjob`` in ``src/server/req_message.c``: no
+#: such job (UNKJOBID, HISTJOBID), not allowed (PERM), not the vnodes of such a job (SYSTEM),
+#: it does not run (BADSTATE), or no plain job (NOSUP); by the command itself (1, 2).
+NOT_TO_RELEASE = {1, 2} | _statuses(15001, 15139, 15007, 15010, 15016, 15029)
+#: … and of vnodes that the job does not have any more: ``src/server/vnparse.c``.
+NOT_THERE = "requested to be released not part of the job"
+
 #: Seconds for which jobs that have ended are still looked for by name.
 RECENT = 3600.0
 
@@ -63,6 +70,11 @@ def submit(script: Path) -> list[str]:
 def cancel(native_id: str) -> list[str]:
     """Ask for a job's end."""
     return ["qdel", native_id]
+
+
+def release(native_id: str, vnodes: Sequence[str]) -> list[str]:
+    """Take vnodes out of a running job; never those of its first host."""
+    return ["pbs_release_nodes", "-j", native_id, *vnodes]
 
 
 def job(native_id: str, *, history: bool) -> list[str]:

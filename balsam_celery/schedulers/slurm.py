@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,6 +59,18 @@ _CLUSTER_OPTION = re.compile(r"--clusters?\b|-M")
 #: What ``scancel`` may say of a job that is gone; of most it says nothing.
 _GONE = ("Invalid job id specified", "Job/step already completing or completed")
 _DENIED = "Access/permission denied"
+#: Of a controller that does not answer: ``slurm_errtab`` in ``src/common/slurm_errno.c``.
+_SILENT = (
+    "Unable to contact slurm controller",
+    "Socket timed out",
+    "Zero Bytes were transmitted",
+    "Communication connection failure",
+    "Message receive failure",
+    "Slurm backup controller in standby mode",
+    # until the accounting database has noted the job's last change of size; without one for ever
+    "the DB index is being set, try again in a bit",
+    "Unexpected message received",
+)
 #: Of nodes that are no longer configured; of the others ``scontrol`` tells beside it.
 _NO_NODE = re.compile(r"^Node \S+ not found$", re.MULTILINE)
 
@@ -78,6 +91,11 @@ def cancel_argv(native_id: str) -> list[str]:
     return ["scancel", native_id]
 
 
+def release_argv(native_id: str, kept: Sequence[str]) -> list[str]:
+    """``scontrol``: a running job keeps these of its nodes alone (scontrol(1), ``NodeList``)."""
+    return ["scontrol", "update", f"JobId={native_id}", f"NodeList={','.join(kept)}"]
+
+
 def parse_submitted(text: str) -> str | None:
     """The job's id in the output of ``sbatch``; a site's wrapper may print more around it."""
     found = set(_SUBMITTED.findall(text))
@@ -93,7 +111,9 @@ class SlurmScheduler(Scheduler):
         hidden: names of environment variables that jobs must not see.
     """
 
-    capabilities = Capabilities(finds_by_name=True, tells_queues=True, tells_idle=True)
+    capabilities = Capabilities(
+        finds_by_name=True, tells_queues=True, tells_idle=True, releases_nodes=True
+    )
     template = "slurm.sh.j2"
 
     def __init__(self, site: str, command_timeout: float, hidden: Collection[str] = ()) -> None:
@@ -165,6 +185,21 @@ class SlurmScheduler(Scheduler):
             return
         refused = SchedulerError if _DENIED in done.err else SchedulerUnavailable
         raise refused(f"scancel: {done.message}")
+
+    def release(self, native_id: str, nodes: Collection[str], kept: Sequence[str]) -> None:
+        """Let a running job go on with ``kept`` alone.
+
+        Raises:
+            SchedulerError: refused, as where ``SchedulerParameters`` has ``disable_job_shrink``.
+            SchedulerUnavailable: the controller did not answer.
+        """
+        # it leaves scripts in its directory, for shells whose SLURM_ variables are to follow
+        with tempfile.TemporaryDirectory(prefix="balsam-scontrol-") as directory:
+            done = self._asks.run(release_argv(native_id, kept), directory)
+        if done.status:
+            silent = any(words in done.message for words in _SILENT)
+            raised = SchedulerUnavailable if silent else SchedulerError
+            raise raised(f"scontrol: {done.message}")
 
     def inside(self, environment: Mapping[str, str]) -> JobNodes:
         """The nodes of the job whose environment this is.

@@ -24,6 +24,7 @@ from balsam_celery.limits import (
 from balsam_celery.packing import Demand, Existing, Plan, Waiting, Window, pack
 from balsam_celery.plans import ENDLESS
 from balsam_celery.schedulers.base import Scheduler
+from balsam_celery.service import givingback
 from balsam_celery.service.backoff import Pause, pauses
 from balsam_celery.service.estimates import estimates
 from balsam_celery.service.existing import existing
@@ -75,11 +76,17 @@ class Decision:
 
 
 def decide(
-    conn: Connection, settings: Settings, now: float, windows: Sequence[Window] = ()
+    conn: Connection,
+    settings: Settings,
+    now: float,
+    windows: Sequence[Window] = (),
+    *,
+    releases: bool = False,
 ) -> Decision:
     """Decide by what ``conn`` shows at ``now``.
 
-    ``windows``: idle nodes, where the scheduler told them.
+    ``windows``: idle nodes, where the scheduler told them; ``releases``: it takes nodes out of
+    running jobs.
     """
     known = estimates(conn, now)
     shapes = scans.backlog(conn, now=now, applications=known.learned.applications)
@@ -103,7 +110,7 @@ def decide(
         if shape not in hopeless
     ]
     live = allocations.list_allocations(conn, LIVE_ALLOCATIONS)
-    policy = _with_budget(conn, settings)
+    policy = _with_budget(conn, settings, releases and not givingback.refuses(conn, now))
     empty = Decision(
         hopeless=hopeless, live=tuple(live), budget=policy.budget, windows=tuple(windows)
     )
@@ -122,6 +129,7 @@ def decide(
         tuple(windows),
         plan.requests,
         plan.notes,
+        plan.release,
     )
     return replace(empty, plan=plan, paused=paused, told=told, queues=queues)
 
@@ -147,8 +155,8 @@ def _plan(
         queues = tuple(queue for queue in queues if queue.name not in later)
 
 
-def _with_budget(conn: Connection, settings: Settings) -> Policy:
-    policy = policy_of(settings)
+def _with_budget(conn: Connection, settings: Settings, releases: bool) -> Policy:
+    policy = policy_of(settings, releases=releases)
     if not settings.packing.budget:
         return policy
     left = settings.packing.budget * 3600 - allocations.charged(conn)
@@ -186,10 +194,11 @@ def foresee(store: Store, scheduler: Scheduler, settings: Settings) -> Decision:
     Raises:
         StoreError: the database did not answer.
     """
+    releases = scheduler.capabilities.releases_nodes
     with store.read() as conn:
-        decision = decide(conn, settings, store.clock())
+        decision = decide(conn, settings, store.clock(), releases=releases)
     if not wants_windows(decision, scheduler):
         return decision
     windows = idle_windows(scheduler)
     with store.read() as conn:
-        return decide(conn, settings, store.clock(), windows)
+        return decide(conn, settings, store.clock(), windows, releases=releases)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from sqlalchemy import Connection
 
@@ -70,6 +70,7 @@ def _one(
     usable = 0.0
     width = row.nodes
     idle_for = None
+    head = ""
     if row.cancel_requested is not None:
         pass  # it only takes up room until it is gone
     elif live:
@@ -79,7 +80,10 @@ def _one(
         node = nodes[0] if nodes else node
         width = len(nodes)
         usable = pilot.end_time - margins.drain_margin - now
-        each = _lanes(nodes, tasks[pilot.id], known, margins.kill_grace, now)
+        head = every[0].name if every else ""
+        each = _lanes(
+            nodes, tasks[pilot.id], known, margins.kill_grace, pilot.idle_nodes or {}, now
+        )
         if not tasks[pilot.id]:
             idle_for = now - (now if pilot.idle_since is None else pilot.idle_since)
     elif not pilots and row.state is AllocationState.RUNNING:
@@ -100,6 +104,7 @@ def _one(
         each,
         0.0 if runs else now - row.created,
         idle_for,
+        head,
     )
 
 
@@ -108,6 +113,7 @@ def _lanes(
     tasks: Iterable[TaskRow],
     known: Estimates,
     grace: int,
+    idle_since: Mapping[str, float],
     now: float,
 ) -> tuple[Lane, ...]:
     free = {node.name: NodeFree.of(node) for node in nodes}
@@ -125,7 +131,9 @@ def _lanes(
                 known.remaining(task, grace, now),
             )
         )
-    return lanes(free.values(), held)
+    busy = {name for one in held for name in one.nodes}
+    idle = {name: now - idle_since.get(name, now) for name in free if name not in busy}
+    return lanes(free.values(), held, idle)
 
 
 def _less(node: NodeFree, share: NodeShare, task: TaskRow, *, gang: bool) -> NodeFree:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Iterable
 
 from sqlalchemy import Connection, select
@@ -25,10 +26,18 @@ def hold_pilots(conn: Connection) -> None:
 
 
 def note(conn: Connection, now: float) -> None:
-    """Note of each live pilot since when nothing runs there."""
+    """Note of each live pilot, and of its nodes, since when nothing runs there."""
     live = (PilotState.LIVE,)
-    busy = {row.pilot for row in scans.on_pilots(conn)}
+    held: dict[str, set[str]] = defaultdict(set)
+    for row in scans.on_pilots(conn):
+        held[row.pilot or ""] |= {share["node"] for share in row.shares or ()}
+    busy = set(held)
     for pilot in allocations.list_pilots(conn, live):
+        usable = [node["name"] for node in pilot.nodes if not node.get("lost")]
+        known = pilot.idle_nodes or {}
+        idle = {name: known.get(name, now) for name in usable if name not in held.get(pilot.id, ())}
+        if idle != known:
+            allocations.update_pilot(conn, pilot.id, live, idle_nodes=idle)
         if pilot.id in busy and pilot.idle_since is not None:
             allocations.update_pilot(conn, pilot.id, live, idle_since=None)
         elif pilot.id not in busy and pilot.idle_since is None:

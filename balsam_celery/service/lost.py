@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from balsam_celery import keys
-from balsam_celery.service import ended, pilots
+from balsam_celery.service import ended, givingback, pilots
 from balsam_celery.service.cases import Batch
 from balsam_celery.service.specs import worker_of
 from balsam_celery.store import scans
@@ -25,6 +25,7 @@ def worker_lost(batch: Batch, one: WorkerLost) -> None:
         pilots.loses_node(batch.conn, one.pilot, one.node, one.reason)
     if not one.confirmed:
         return
+    givingback.left(batch.conn, one.pilot, one.node, one.time)
     left = [
         row
         for row in scans.on_pilots(batch.conn, one.pilot)

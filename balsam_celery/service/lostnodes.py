@@ -63,6 +63,8 @@ def find(store: Store, scheduler: Scheduler, running: Mapping[str, Job]) -> list
             name, is_lost = node["name"], node.get("lost", False)
             if is_lost and name not in used[pilot.id] and pilot.id not in spanned:
                 continue
+            if name in (pilot.giving_back or {}):
+                continue  # nothing ran there
             if name not in holds:
                 found.append(LostNode(pilot, name, "the scheduler took it out of the job"))
             elif is_lost:

@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Connection, select, text
 from balsam_celery.decisions import PackingDecision
 from balsam_celery.packing import Plan, Window
 from balsam_celery.schedulers.base import Scheduler
-from balsam_celery.service import idle
+from balsam_celery.service import givingback, idle
 from balsam_celery.service.alone import alone
 from balsam_celery.service.backoff import Pause
 from balsam_celery.service.cases import Batch, Change
@@ -93,7 +93,8 @@ def _one_pass(
             return Packed()
         # counting a backlog of a million takes seconds: nobody waits for that
         with store.read() as conn:
-            decision = decide(conn, site.settings, store.clock(), windows or ())
+            releases = scheduler.capabilities.releases_nodes
+            decision = decide(conn, site.settings, store.clock(), windows or (), releases=releases)
         if windows is None and wants_windows(decision, scheduler, queued=look_beside):
             return None
         return store.run(lambda conn: _write(conn, site, decision, store.clock()))
@@ -114,6 +115,7 @@ def _write(conn: Connection, site: Site, decision: Decision, now: float) -> Pack
         reason = f"not needed any more: {notes[id].reason}"
         allocations.update_allocation(conn, id, states, cancel_requested=now, reason=reason)
     idle.drain(conn, [notes[id] for id in plan.drain])
+    givingback.begin(conn, plan.release, now)
     for request in plan.requests:
         log.info(
             "asking for %d nodes for %d s in %s: %s",

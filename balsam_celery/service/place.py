@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -87,11 +87,13 @@ def sync(conn: Connection, ledger: Ledger, limits: Limits, *, lock: bool = True)
     on it; who only looks needs that not.
     """
     live = _live_pilots(conn, lock)
-    for id, state in live.items():
+    for id, (state, giving_back) in live.items():
         draining = state == PilotState.DRAINING
         if id in ledger.pilots:
             if draining and not ledger.pilots[id].draining:
                 ledger = ledger.drain(id)
+            for name in giving_back:
+                ledger = ledger.lose_node(id, name)
             continue
         row = allocations.get_pilot(conn, id)
         deadline = row.end_time - limits.drain_margin
@@ -106,16 +108,17 @@ def sync(conn: Connection, ledger: Ledger, limits: Limits, *, lock: bool = True)
     return ledger
 
 
-def _live_pilots(conn: Connection, lock: bool) -> dict[str, str]:
-    """State by id; with ``lock`` the rows stay as they are until the transaction ends."""
+def _live_pilots(conn: Connection, lock: bool) -> dict[str, tuple[str, Collection[str]]]:
+    """State, and nodes that are given back, by id; with ``lock`` the rows stay as they are until
+    the transaction ends."""
     pilot = schema.pilot
     query = (
-        select(pilot.c.id, pilot.c.state)
+        select(pilot.c.id, pilot.c.state, pilot.c.giving_back)
         .where(pilot.c.state.in_([state.value for state in allocations.LIVE_PILOTS]))
         .order_by(pilot.c.id)
     )
     query = query.with_for_update(read=True) if lock else query
-    return {row.id: row.state for row in conn.execute(query)}
+    return {row.id: (row.state, row.giving_back or ()) for row in conn.execute(query)}
 
 
 def capacities(row: PilotRow) -> list[NodeCapacity]:

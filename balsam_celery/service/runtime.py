@@ -14,7 +14,7 @@ from celery import Celery
 from balsam_celery.celeryapp import redis_client
 from balsam_celery.errors import StoreError
 from balsam_celery.schedulers.base import Scheduler
-from balsam_celery.service import housekeep, kill, lostnodes
+from balsam_celery.service import givingback, housekeep, kill, lostnodes
 from balsam_celery.service.backoff import Announcer
 from balsam_celery.service.checks import Checks
 from balsam_celery.service.effects import AWAY, ResultBackend
@@ -86,6 +86,7 @@ class Service:
             self.engine.leadership,
             self.engine.outstanding,
         )
+        self._giving_at: dict[str, float] = {}
         self._fade_at = 0.0
         self._pack_at = 0.0
         self._beside_at = 0.0
@@ -133,6 +134,14 @@ class Service:
                 push(self._client, self._prefix, Wake())
             for lost in lostnodes.find(self.store, self._scheduler, self._poller.running):
                 lostnodes.give_up(self.store, self._client, self._prefix, lost, record=self._record)
+            givingback.carry_on(
+                self.store,
+                self._scheduler,
+                self._client,
+                self._prefix,
+                self._poller.running,
+                self._giving_at,
+            )
 
     def housekeep(self) -> None:
         """Note heartbeats, tell pilots to end, find what no worker holds."""

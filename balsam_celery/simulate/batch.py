@@ -34,7 +34,7 @@ class Job:
     Attributes:
         id: of one of our allocations; empty: of another user.
         queue: name of the queue, for our limits of running jobs.
-        nodes, limit: what was asked for; seconds.
+        nodes, limit: what was asked for, less nodes that it gave back; seconds.
         runtime: seconds that another user's job runs.
         start: when it started, ``None``: it waits.
     """
@@ -107,6 +107,13 @@ class Batch:
         self._running.remove(job)
         self._running_of[job.queue] -= 1
         self.free += job.nodes
+        return self._start(now)
+
+    def release(self, id: str, nodes: int, now: float) -> list[Job]:
+        """A job of ours that runs gives back some of its nodes; returns our jobs that start."""
+        job = next(job for job in self._running if job.id == id)
+        job.nodes -= nodes
+        self.free += nodes
         return self._start(now)
 
     def idle(self, now: float) -> list[Idle]:

@@ -23,7 +23,7 @@ from balsam_celery.simulate.record import Attempt, Promise, Record
 from balsam_celery.simulate.state import Allocation, Planner, State
 from balsam_celery.simulate.workload import Workload, share_of
 
-_SUBMIT, _END, _READY, _DEADLINE, _BATCH, _PACK, _IDLE = range(7)
+_SUBMIT, _END, _READY, _DEADLINE, _BATCH, _PACK, _IDLE, _IDLE_NODES = range(8)
 
 
 class Stuck(RuntimeError):
@@ -144,6 +144,8 @@ class Simulation:
             self._pack_set = False
         elif what == _IDLE:
             self._idle(value, now)  # type: ignore[arg-type]
+        elif what == _IDLE_NODES:
+            self._dirty = True
 
     def _step(self, now: float) -> None:
         """What follows the events of one instant."""
@@ -158,6 +160,7 @@ class Simulation:
         for pilot in state.ledger.pilots:
             allocation = state.allocations[pilot]
             self._watch_idle(allocation, now)
+            self._watch_idle_nodes(allocation, now)
             if not state.backlog.count:
                 allocation.starved = True
         if now >= self._next_pack and self._dirty:
@@ -272,6 +275,8 @@ class Simulation:
                 self.record.given_up += 1
         for id in plan.drain:
             self._drain(state.allocations[id], now)
+        for release in plan.release:
+            self._release(state.allocations[release.id], release.nodes, now)
         for request in plan.requests:
             self._check(request.queue, request.nodes, request.wall_time)
             id = f"a{next(self._names):05d}"
@@ -342,7 +347,7 @@ class Simulation:
         del self.state.allocations[id], self._on_pilot[id]
         self._ended.pop(id, None)
         self.state.ledger = self.state.ledger.remove_pilot(id)
-        self.state.charged += allocation.nodes * (now - (allocation.started or 0.0))
+        self.state.charged += allocation.charged
         self.record.allocations.append(allocation)
         self._begin(self._batch.end(id, now), now)
         self._dirty = self._may_start = True
@@ -353,6 +358,19 @@ class Simulation:
             self.state.ledger = self.state.ledger.drain(allocation.id)
             if not self._on_pilot[allocation.id]:
                 self._over(allocation, now)
+
+    def _release(self, allocation: Allocation, nodes: tuple[str, ...], now: float) -> None:
+        for name in nodes:
+            self.state.ledger = self.state.ledger.lose_node(allocation.id, name)
+        allocation.give_back(len(nodes), now)
+        self._begin(self._batch.release(allocation.id, len(nodes), now), now)
+
+    def _watch_idle_nodes(self, allocation: Allocation, now: float) -> None:
+        after = self._machine.release_after
+        if after is not None:
+            free = self.state.ledger.pilots[allocation.id].free_nodes
+            if allocation.note_idle(free, now):
+                self._push(now + after + self._machine.tick, _IDLE_NODES)
 
     def _watch_idle(self, allocation: Allocation, now: float) -> None:
         if self._on_pilot[allocation.id]:

@@ -43,6 +43,8 @@ class Machine:
         tick: ends are seen at whole multiples of this (the service works in batches).
         packing_interval: between looks at the backlog.
         idle_timeout: a pilot with nothing to do ends after this.
+        release_after: an idle node may be given back after this; ``None``: the scheduler takes
+            none out of a running allocation.
         windows: the scheduler tells of nodes that are idle now.
         ageing: waiting that raises a task's priority by one (``placement.ageing``).
     """
@@ -57,6 +59,7 @@ class Machine:
     tick: float = 0.1
     packing_interval: float = 10.0
     idle_timeout: float = 60.0
+    release_after: float | None = None
     windows: bool = True
     ageing: float = 21600.0
 

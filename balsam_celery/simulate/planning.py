@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 
+from balsam_celery.bitset import members
 from balsam_celery.lanes import Held, lanes
 from balsam_celery.ledger import Ledger
 from balsam_celery.packing import Demand, Existing, Lane, Plan, Window, pack
@@ -38,7 +40,7 @@ class Planning:
             list(backlog(state, now)),
             state.machine.queues,
             [existing(state, one, now) for one in state.allocations.values()],
-            state.machine.policy,
+            replace(state.machine.policy, release_after=state.machine.release_after),
             windows=windows(state),
         )
 
@@ -116,6 +118,7 @@ def existing(state: State, allocation: Allocation, now: float) -> Existing:
     """An allocation as packing sees it (as ``service.existing`` builds it from SQL)."""
     policy = state.machine.policy
     each: tuple[Lane, ...] = ()
+    head = ""
     if allocation.state == "queued":
         usable = float(policy.usable(allocation.wall_time))
     elif allocation.state == "starting":
@@ -124,21 +127,23 @@ def existing(state: State, allocation: Allocation, now: float) -> Existing:
     else:
         pilot = state.ledger.pilots[allocation.id]
         usable = 0.0 if allocation.draining else pilot.deadline - now
-        each = _lanes(state, pilot, now)
+        each = _lanes(state, allocation, pilot, now)
+        head = pilot.node(0).capacity.name
     return Existing(
         allocation.id,
         allocation.queue,
         "queued" if allocation.state == "queued" else "running",
-        allocation.nodes,
+        allocation.nodes - allocation.given_back,
         max(0.0, usable),
         state.machine.node,
         each,
         now - allocation.submitted if allocation.state == "queued" else 0.0,
         None if allocation.idle_since is None else now - allocation.idle_since,
+        head,
     )
 
 
-def _lanes(state: State, pilot: PilotFree, now: float) -> tuple[Lane, ...]:
+def _lanes(state: State, allocation: Allocation, pilot: PilotFree, now: float) -> tuple[Lane, ...]:
     work, remaining = state.workload, state.estimates.remaining
 
     def held(holding: Holding) -> Held:
@@ -147,4 +152,9 @@ def _lanes(state: State, pilot: PilotFree, now: float) -> tuple[Lane, ...]:
         likely = remaining(work.kinds[kind], _ran(ran), now - holding.since, left)
         return Held(tuple(share.node for share in holding.shares), left, likely)
 
-    return lanes(pilot.nodes, map(held, pilot.holdings.values()))
+    idle = {
+        pilot.node(place).capacity.name: now - since
+        for since, places in allocation.idle_nodes.items()
+        for place in members(places)
+    }
+    return lanes(pilot.nodes, map(held, pilot.holdings.values()), idle)

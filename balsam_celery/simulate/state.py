@@ -26,6 +26,9 @@ class Allocation:
         started, ended: when, ``None``: not yet.
         draining: nothing may start in it.
         idle_since: since when nothing runs in it, ``None``: something does.
+        idle_nodes: places of its nodes on which nothing runs, as bit sets, by since when.
+        given_back: how many nodes the scheduler has back; ``charged_back``: node-seconds that it
+            was charged for those.
         starved: at some time while it was live nothing waited.
         used: node-seconds of attempts that succeeded in it.
     """
@@ -40,15 +43,38 @@ class Allocation:
     ended: float | None = None
     draining: bool = False
     idle_since: float | None = None
+    idle_nodes: dict[float, int] = field(default_factory=dict)
+    given_back: int = 0
+    charged_back: float = 0.0
     starved: bool = False
     used: float = 0.0
 
     @property
     def charged(self) -> float:
-        """Node-seconds from its start to its end; 0 while it has not ended."""
+        """Node-seconds from its start to its end, of each node until it was given back; 0 while it
+        has not ended."""
         if self.started is None or self.ended is None:
             return 0.0
-        return self.nodes * (self.ended - self.started)
+        kept = self.nodes - self.given_back
+        return self.charged_back + kept * (self.ended - self.started)
+
+    def give_back(self, nodes: int, now: float) -> None:
+        """Count out nodes, which are charged until ``now``."""
+        self.given_back += nodes
+        self.charged_back += nodes * (now - (self.started or 0.0))
+
+    def note_idle(self, free: int, now: float) -> bool:
+        """Note on which places (a bit set) nothing runs now; true if some were not idle before."""
+        known = 0
+        idle = {}
+        for since, places in self.idle_nodes.items():
+            if places & free:
+                idle[since] = places & free
+                known |= places
+        if fresh := free & ~known:
+            idle[now] = idle.get(now, 0) | fresh
+        self.idle_nodes = idle
+        return bool(fresh)
 
 
 @dataclass(slots=True)

@@ -119,7 +119,8 @@ def list_allocations(
 def charged(conn: Connection) -> float:
     """Node-seconds that allocations were charged, or may still be.
 
-    Of those that have ended what they lasted, of those that wait or run their whole wall time.
+    Of those that have ended what they lasted, of those that wait or run their whole wall time; of
+    nodes that were given back until then.
     """
     table = schema.allocation.c
     lasted = case(
@@ -127,7 +128,22 @@ def charged(conn: Connection) -> float:
         (table.started.is_(None), 0.0),
         else_=table.ended - table.started,
     )
-    return float(conn.scalar(select(func.sum(table.nodes * lasted))) or 0.0)
+    nodes = table.nodes - table.nodes_back
+    return float(conn.scalar(select(func.sum(nodes * lasted + table.charged_back))) or 0.0)
+
+
+def give_back(conn: Connection, id: str, nodes: int, now: float) -> None:
+    """So many more of an allocation's nodes are back at the scheduler, charged until ``now``."""
+    table = schema.allocation
+    seconds = case((table.c.started < now, now - table.c.started), else_=0.0)
+    conn.execute(
+        update(table)
+        .where(table.c.id == id)
+        .values(
+            nodes_back=table.c.nodes_back + nodes,
+            charged_back=table.c.charged_back + nodes * seconds,
+        )
+    )
 
 
 def came_to_nothing(conn: Connection, since: float) -> list[AllocationRow]:

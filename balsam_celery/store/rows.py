@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 from sqlalchemy import RowMapping
 
@@ -215,7 +215,8 @@ class EventRow:
 class AllocationRow:
     """A batch job, asked for or submitted; ``wall_time`` in seconds.
 
-    ``reason`` is of its state, ``asked_for`` why packing wanted it.
+    ``reason`` is of its state, ``asked_for`` why packing wanted it. ``nodes_back`` of its ``nodes``
+    the scheduler has back, after it was charged ``charged_back`` node-seconds for them.
     """
 
     id: str
@@ -232,6 +233,8 @@ class AllocationRow:
     reason: str
     run_dir: str
     asked_for: str
+    nodes_back: int = 0
+    charged_back: float = 0.0
 
     @classmethod
     def of(cls, row: RowMapping) -> AllocationRow:
@@ -243,7 +246,11 @@ class AllocationRow:
 
 @dataclass(frozen=True, slots=True)
 class PilotRow:
-    """A pilot; ``nodes`` is a list of plain ``resources.NodeCapacity``."""
+    """A pilot; ``nodes`` is a list of plain ``resources.NodeCapacity``.
+
+    By name of a node: ``idle_nodes`` since when nothing runs there, ``giving_back`` how far it is
+    given back (:class:`GivingBack`).
+    """
 
     id: str
     allocation: str
@@ -258,6 +265,8 @@ class PilotRow:
     idle_since: float | None
     reason: str
     stop_at: float | None = None
+    idle_nodes: dict[str, float] | None = None
+    giving_back: dict[str, GivingBack] | None = None
 
     @classmethod
     def of(cls, row: RowMapping) -> PilotRow:
@@ -265,6 +274,19 @@ class PilotRow:
         values = dict(row)
         values["state"] = PilotState(values["state"])
         return cls(**values)
+
+
+class GivingBack(TypedDict):
+    """A node on its way back to the scheduler; times in seconds since the epoch.
+
+    ``asked``: when it was decided. ``left``: the pilot has let go of it. ``back``: the scheduler
+    has it. ``refused``: why the scheduler did not take it; "": it was not refused.
+    """
+
+    asked: float
+    left: float | None
+    back: float | None
+    refused: str
 
 
 @dataclass(frozen=True, slots=True)

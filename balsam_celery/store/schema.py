@@ -231,6 +231,9 @@ allocation = Table(
     Column("reason", CleanText, nullable=False, server_default=""),
     Column("run_dir", Text, nullable=False),
     Column("asked_for", CleanText, nullable=False, server_default=""),  # why; stays
+    # nodes that the scheduler has back, and node-seconds that it was charged for them
+    Column("nodes_back", Integer, nullable=False, server_default="0"),
+    Column("charged_back", Double, nullable=False, server_default="0"),
 )
 Index("ix_allocation_state", allocation.c.state)
 Index("ix_allocation_queue_created", allocation.c.queue, allocation.c.created)
@@ -251,6 +254,8 @@ pilot = Table(
     Column("idle_since", Double),
     Column("reason", CleanText, nullable=False, server_default=""),
     Column("stop_at", Double),  # of a DRAINING one: what still runs then is ended
+    Column("idle_nodes", Json),  # since when nothing runs on a node, by name
+    Column("giving_back", Json),  # GivingBack by name of the node
 )
 Index("ix_pilot_allocation", pilot.c.allocation)
 Index("ix_pilot_state", pilot.c.state)

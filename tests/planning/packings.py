@@ -11,7 +11,14 @@ from balsam_celery.limits import Policy, Queue
 from balsam_celery.packing import Demand, Existing, Lane, Plan, Window, pack
 from tests.planning.values import node, resources
 
-POLICY = Policy(max_allocations=10, startup_margin=30, drain_margin=15, kill_grace=5, haste=0.0)
+POLICY = Policy(
+    max_allocations=10,
+    startup_margin=30,
+    drain_margin=15,
+    kill_grace=5,
+    efficiency=0.9,
+    haste=0.0,
+)
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,7 @@ def policies(draw: st.DrawFn) -> Policy:
         efficiency=draw(st.sampled_from([0.0, 0.5, 0.9, 0.95])),
         budget=draw(st.sampled_from([None, None, -5.0, 100.0, 3000.0, 100_000.0])),
         machine_nodes=draw(st.sampled_from([None, None, 4])),
+        release_after=draw(st.sampled_from([None, 30.0])),
     )
 
 

@@ -21,7 +21,7 @@ from tests.planning.values import node, resources
 HOUR = 3600.0
 NODE = node("", 16, gpus=2, memory=100, licences=4)
 QUEUE = Queue("q", 1, 100, 600, 86_400, 5, 5, NODE)
-POLICY = Policy(10, 120, 60, 10)
+POLICY = Policy(10, 120, 60, 10, efficiency=0.9)
 ALL_GPUS = Resources(ranks_per_node=2, gpus_per_rank=1)
 #: Tasks that hold few cores and all of something else.
 HOGS = {

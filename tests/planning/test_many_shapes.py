@@ -18,7 +18,7 @@ QUEUES = [
     Queue("q", 1, 128, 600, 86_400, 5, 5, NODE),
     Queue("r", 1, 1000, 600, 21_600, 5, 5, NODE),
 ]
-POLICY = Policy(10, 120, 60, 10, 300)
+POLICY = Policy(10, 120, 60, 10, 300, 0.9)
 QUEUED = [
     Existing(f"e{number}", "q", "queued", 100, 80_000, NODE, waited=100) for number in range(4)
 ]

@@ -327,5 +327,8 @@ def test_an_allocation_of_a_queue_that_left_the_settings_counts() -> None:
 
 def test_policy_of_depth() -> None:
     policy = Policy(1, 30, 15, 5, idle_timeout=60, efficiency=0.9)
-    assert round(policy.depth(600)) == (90 + 900) * 9
-    assert replace(policy, efficiency=0.0).depth(600) == 0
+    assert round(policy.depth(600, 2)) == (90 + 900) * 9
+    given_back = replace(policy, release_after=30.0)
+    assert round(given_back.depth(600, 1)) == 60 * 9
+    assert 60 * 9 < given_back.depth(600, 2) < policy.depth(600, 2)
+    assert replace(policy, efficiency=0.0).depth(600, 2) == 0

@@ -222,6 +222,19 @@ def test_cancel(cluster: Cluster) -> None:
             cluster.scheduler.cancel(unknown)
 
 
+def test_a_running_job_gives_nodes_back(cluster: Cluster) -> None:
+    running = cluster.submit("sleep 300", queue="large", nodes=3)
+    cluster.wait_for(running, RUNNING)
+    waiting = cluster.submit("sleep 300", queue="large", nodes=2)
+    assert cluster.job(waiting).state is QUEUED
+    for _ in range(2):
+        cluster.scheduler.release(running, ["vnode1", "vnode2"], ["vnode0"])
+    cluster.wait_for(waiting, RUNNING)
+    assert cluster.job(running).state is RUNNING
+    with pytest.raises(SchedulerError, match="not a running job of the local scheduler"):
+        cluster.scheduler.release("local-99", ["vnode1"], [])
+
+
 def test_a_job_cancelled_as_it_starts_ends(cluster: Cluster) -> None:
     native_id = cluster.submit("sleep 300")
     cluster.scheduler.cancel(native_id)

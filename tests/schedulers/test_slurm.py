@@ -13,7 +13,13 @@ from balsam_celery.resources import NodeCapacity
 from balsam_celery.schedulers import make_scheduler
 from balsam_celery.schedulers.base import IdleWindow, JobRequest, JobState
 from balsam_celery.schedulers.commands import Done
-from balsam_celery.schedulers.slurm import cancel_argv, jobs_argv, parse_submitted, submit_argv
+from balsam_celery.schedulers.slurm import (
+    cancel_argv,
+    jobs_argv,
+    parse_submitted,
+    release_argv,
+    submit_argv,
+)
 from balsam_celery.schedulers.slurm_inside import expand_counts, nodes_inside
 from balsam_celery.schedulers.slurm_jobs import is_impossible, parse_exit, parse_jobs
 from balsam_celery.schedulers.slurm_nodes import (
@@ -365,6 +371,8 @@ def test_commands() -> None:
     request = JobRequest("balsam-s-1", "q", 2, 60, Path("/d/script"), Path("/d"))
     assert submit_argv(request) == ["sbatch", "--parsable", "/d/script"]
     assert cancel_argv("7") == ["scancel", "7"]
+    update = ["scontrol", "update", "JobId=7", "NodeList=n1,n3"]
+    assert release_argv("7", ["n1", "n3"]) == update
     argv = jobs_argv(1000)
     assert {"--all", "--states=all", "--user=1000"} <= set(argv)
     settings = Settings(site=SiteSettings(id="s"))

@@ -21,6 +21,8 @@ from balsam_celery.simulate.state import State
 from balsam_celery.simulate.workload import Kind, Workload
 from tests.simulate.making import NODE, WHOLE, check, machine, workload
 
+WHOLE_FOR_AN_HOUR = replace(WHOLE, wall_time=3600)
+
 
 @st.composite
 def workloads(draw: st.DrawFn) -> Workload:
@@ -191,3 +193,45 @@ def test_an_estimate_that_was_too_short_is_not_believed_twice() -> None:
     record = simulation.run()
     check(simulation)
     assert [attempt.outcome for attempt in record.attempts] == ["cut", "cut", "done"]
+
+
+class OneWide(Planning):
+    """Asks once for four nodes, and plans as ours does from then on."""
+
+    def pack(self, state: State, now: float) -> Plan:
+        if now > 0:
+            return replace(super().pack(state, now), requests=())
+        return Plan((Request("q", 4, 7200, "the only one"),))
+
+
+def test_nodes_that_are_given_back_are_charged_until_then() -> None:
+    work = workload(WHOLE_FOR_AN_HOUR, [3000.0, 100.0, 100.0, 100.0])
+    there = machine(4)
+
+    def run(after: float | None) -> Simulation:
+        simulation = Simulation(work, replace(there, release_after=after), OneWide(), 0, trace=True)
+        simulation.run()
+        check(simulation)
+        return simulation
+
+    [kept] = run(None).record.allocations
+    assert kept.given_back == 0
+    assert kept.charged == 4 * (kept.ended or 0.0)
+    [given] = run(60.0).record.allocations
+    # the first task, which is the long one, runs on the head
+    assert given.given_back == 3
+    length = given.ended or 0.0
+    # from the allocation's start: start-up, the task, the wait, and the next look at the backlog
+    assert length + 3 * (30 + 100 + 60) <= given.charged <= length + 3 * (30 + 100 + 60 + 15)
+
+
+def test_nodes_that_are_given_back_serve_others() -> None:
+    """Two machines' worth of work: the second allocation starts on nodes of the first."""
+    work = workload(WHOLE_FOR_AN_HOUR, [3000.0, 100.0, 100.0, 100.0])
+    for _ in range(3):
+        work.add(0, 100.0, 1000.0)
+    there = replace(machine(4, max_queued=1), release_after=30.0)
+    simulation = Simulation(work, there, make(OURS), 0, trace=True)
+    record = simulation.run()
+    check(simulation)
+    assert max(record.finished[4:]) < 2500

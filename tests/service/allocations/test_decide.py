@@ -111,11 +111,11 @@ def test_lanes_are_free_when_their_tasks_are_likely_to_end(
     with store.read() as conn:
         live = allocations.list_allocations(conn)
         [one] = existing(conn, site.settings, live, estimates(conn, clock.now), clock.now)
-    assert one.lanes == (Lane(1, 60.0, 15.0), Lane(2, 0.0, 0.0))
+    assert one.lanes == (Lane(1, 60.0, 15.0, name="n0"), Lane(2, 0.0, 0.0, name="n1", idle_for=0.0))
     clock.now += 20
     with store.read() as conn:
         [one] = existing(conn, site.settings, live, estimates(conn, clock.now), clock.now)
-    assert one.lanes[0] == Lane(1, 40.0, 25.0)
+    assert one.lanes[0] == Lane(1, 40.0, 25.0, name="n0")
 
 
 def test_idle_nodes_are_asked_for_first(store: Store, site: Site, clock: Clock) -> None:
@@ -175,8 +175,8 @@ def test_what_was_decided_of_other_allocations_is_not_done(
 ) -> None:
     add(store, program("task01"))
 
-    def decide_late(*told: object) -> Decision:
-        decision = decide(*told)  # type: ignore[arg-type]
+    def decide_late(*told: object, **named: object) -> Decision:
+        decision = decide(*told, **named)  # type: ignore[arg-type]
         requested(store, site)  # another one, in the meantime
         return decision
 
