@@ -10,11 +10,9 @@ from tests.postgres import PostgresServer, postgres_server
 from tests.slurm_cluster import slurm_installed
 
 __all__ = ["postgres_server", "slurm_installed"]
-WORST = {"kill:pilot", "kill:worker", "kill:service-owing"}
+WORST = {"kill:pilot", "kill:service-owing"}
 
 
-# an srun may hang when a killed controller comes back (docs/reliability.md)
-@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_nothing_is_lost_and_nothing_is_done_twice(
     slurm_installed: None, postgres_server: PostgresServer
