@@ -203,7 +203,7 @@ class Hosts(Staff):
                 host.drained = message.delivered
                 if host.released:
                     host.taken = True  # by the keeper's own end nothing lives there
-                    self._order(host, link.Leave())
+                    self._order(host, link.Leave(alone=True))
                 elif host.lost:
                     self._gone(host)
             case _:

@@ -241,7 +241,7 @@ class Keeper:
                 self._sweep(order)
             case Leave():
                 logger.info("leaves")
-                self._end_rest(0.0)
+                self._end_rest(0.0, gang=not order.alone)
             case Beat():
                 pass
 
@@ -299,13 +299,17 @@ class Keeper:
         if self._channel is None and self._drained is not None:
             self._end_rest(float(self._settings.site.kill_grace))
 
-    def _end_rest(self, grace: float) -> None:
+    def _end_rest(self, grace: float, *, gang: bool = True) -> None:
         """End what may be left here, and leave.
 
-        Also ranks of tasks over several nodes: their worker cannot ask for a sweep any more.
+        ``gang``: also ranks of tasks over several nodes, whose worker cannot ask for a sweep any
+        more. Where it can, its tasks are on other nodes, which may share this machine.
         """
-        marks = (self._context.mark, self._gang.mark)
-        end_processes(marks, self._gang.brands, grace)
+        mark = self._context.mark
+        if gang:
+            end_processes((mark, self._gang.mark), self._gang.brands, grace)
+        else:
+            end_processes((mark,), (), grace)
         self._left = True
 
     def _abandoned(self, why: str) -> None:

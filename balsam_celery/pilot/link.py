@@ -103,7 +103,13 @@ class Sweep:
 
 @dataclass(frozen=True, slots=True)
 class Leave:
-    """To a keeper: nothing more is asked of it."""
+    """To a keeper: nothing more is asked of it.
+
+    Attributes:
+        alone: the pilot goes on without its node, on which no task over several nodes is.
+    """
+
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,8 +46,6 @@ def begin(conn: Connection, releases: Iterable[Release], now: float) -> None:
     for release in releases:
         for pilot in allocations.list_pilots(conn, (PilotState.LIVE,), allocation=release.id):
             tasks = scans.on_pilots(conn, pilot.id)
-            if any(row.num_nodes > 1 for row in tasks):
-                continue  # Slurm 22.05 killed such a task, on nodes that were kept
             busy = {share["node"] for row in tasks for share in row.shares or ()}
             _mark(conn, pilot, [name for name in release.nodes if name not in busy], now)
 
@@ -120,7 +118,6 @@ def carry_on(
     """
     with store.read() as conn:
         pilots = allocations.list_pilots(conn, LIVE_PILOTS)
-        spanned = {row.pilot for row in scans.on_pilots(conn) if row.num_nodes > 1}
     for pilot in pilots:
         job = running.get(pilot.allocation)
         pending = {
@@ -139,7 +136,7 @@ def carry_on(
             one["left"] is None and store.clock() < one["asked"] + TOGETHER
             for one in pending.values()
         )
-        if not names or waits or pilot.id in spanned:
+        if not names or waits:
             continue
         now = store.clock()
         if now >= not_before.get(pilot.id, 0.0) and not _give(store, scheduler, pilot, job, names):

@@ -129,16 +129,19 @@ class Service:
         with self._turn("poll") as mine:
             if not mine:
                 return
+            client, prefix = self._client, self._prefix
             for allocation in self._poller.poll():
-                reap(self.store, self.site, allocation, record=self._record, client=self._client)
-                push(self._client, self._prefix, Wake())
+                with _apart(f"reaping allocation {allocation}"):
+                    reap(self.store, self.site, allocation, record=self._record, client=client)
+                    push(client, prefix, Wake())
             for lost in lostnodes.find(self.store, self._scheduler, self._poller.running):
-                lostnodes.give_up(self.store, self._client, self._prefix, lost, record=self._record)
+                with _apart(f"giving up node {lost.node} of pilot {lost.pilot.id}"):
+                    lostnodes.give_up(self.store, client, prefix, lost, record=self._record)
             givingback.carry_on(
                 self.store,
                 self._scheduler,
-                self._client,
-                self._prefix,
+                client,
+                prefix,
                 self._poller.running,
                 self._giving_at,
             )
@@ -184,3 +187,14 @@ class Service:
 
     def _send_kills(self, pilot: str, worker: str, orders: Sequence[KillOrder]) -> None:
         kill.send(self._publisher, pilot, worker, orders)
+
+
+@contextmanager
+def _apart(what: str) -> Iterator[None]:
+    """A fault in one thing keeps no other from its turn; the next poll tries it again."""
+    try:
+        yield
+    except (*AWAY, StoreError, NotLeading):
+        raise
+    except Exception:
+        log.exception("%s has a fault", what)

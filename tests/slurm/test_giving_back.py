@@ -43,12 +43,13 @@ def idle(cluster: SlurmCluster) -> set[str]:
     return {node for node, state in cluster.node_states().items() if state == "idle"}
 
 
+@pytest.mark.parametrize("width", [1, 2])
 def test_idle_nodes_go_back_while_a_task_runs_on(
-    live: LiveSite, slurm_cluster: SlurmCluster, tmp_path: Path
+    live: LiveSite, slurm_cluster: SlurmCluster, tmp_path: Path, width: int
 ) -> None:
     go_on = tmp_path / "go-on"
     script = f'while [ ! -e "{go_on}" ]; do sleep 0.2; done'
-    (long,) = live.submit("--", "/bin/sh", "-c", script)
+    (long,) = live.submit("--num-nodes", str(width), "--", "/bin/sh", "-c", script)
     short = live.submit("--array", "1-4", "--node-packing-count", "1", "--", "/bin/true")
     for id in short:
         live.wait_for(id, "JOB_FINISHED")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from sqlalchemy import update
 
 from balsam_celery import keys
 from balsam_celery.errors import SchedulerUnavailable
@@ -17,10 +18,17 @@ from balsam_celery.service.leading import TIME_TO_LIVE
 from balsam_celery.service.runtime import Service
 from balsam_celery.site import Site, connect_store
 from balsam_celery.states import State
+from balsam_celery.store import allocations, schema
 from balsam_celery.store.engine import Store
-from balsam_celery.store.rows import AllocationState
+from balsam_celery.store.rows import AllocationState, PilotState
 from balsam_celery.wire import PilotOrder, Registered, decode
-from tests.service.allocations.making import allocation, requested, set_allocation
+from tests.service.allocations.making import (
+    allocation,
+    pilot,
+    requested,
+    running_pilot,
+    set_allocation,
+)
 from tests.service.running.player import Player
 from tests.store.making import add, program, task
 from tests.waiting import wait_until
@@ -119,3 +127,20 @@ def test_a_pilot_that_is_not_wanted_is_told_to_end(
     [text] = player.client.lrange(key, 0, -1)
     assert decode(PilotOrder, text).action == "drain"
     assert player.client.ttl(key) > 0
+
+
+def test_a_fault_in_one_ended_allocation_does_not_delay_others(
+    service: Service, site: Site, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rows that nothing of ours has written: the first to be reaped cannot be."""
+    first, second = sorted(running_pilot(store, site, name) for name in ("p1", "p2"))
+    with store.read() as conn:
+        names = {one.allocation: one.id for one in allocations.list_pilots(conn)}
+    for id in (first, second):
+        set_allocation(store, id, AllocationState.ENDED, ended=time.time(), reason="the test")
+    broken = update(schema.pilot).where(schema.pilot.c.id == names[first])
+    with store.write() as conn:
+        conn.execute(broken.values(nodes=[{"nonsense": 1}]))
+    service.poll()
+    assert pilot(store, names[second]).state is PilotState.ENDED
+    assert f"reaping allocation {first} has a fault" in caplog.text
