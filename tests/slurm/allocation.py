@@ -61,6 +61,11 @@ class Allocation:
         names = self.cluster.run(*argv).stdout.split()
         return [name for name in names if name not in ("batch", "extern")]
 
+    def takes_steps(self) -> bool:
+        """A step over all its nodes runs: for a while after its start the controller refuses."""
+        argv = ("srun", f"--jobid={self.job}", "--overlap", "--input=none", "/bin/true")
+        return self.cluster.run(*argv, check=False).returncode == 0
+
 
 @contextmanager
 def allocate(cluster: SlurmCluster, directory: Path, nodes: int) -> Iterator[Allocation]:

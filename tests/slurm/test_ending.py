@@ -49,11 +49,14 @@ OWN_MEANS = """\
 import os, pathlib, subprocess, sys, time
 nodes = os.environ["BALSAM_NODES"].split(",")[1:]
 argv = ["srun", "--overlap", f"--nodes={len(nodes)}", f"--nodelist={','.join(nodes)}", "--wait=0"]
-log = open(sys.argv[1] + ".log", "w")
-subprocess.Popen([*argv, "--input=none", *sys.argv[2:], sys.argv[1]], start_new_session=True,
+log = open(sys.argv[1] + ".log", "w+")
+step = subprocess.Popen([*argv, "--input=none", *sys.argv[2:], sys.argv[1]], start_new_session=True,
     stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 pids = pathlib.Path(sys.argv[1])
 while not (pids.exists() and len(pids.read_text().split()) == len(nodes)):
+    if step.poll() is not None:
+        log.seek(0)
+        sys.exit(f"srun ended with {step.returncode}: {log.read()}")
     time.sleep(0.05)
 while (pids.parent / "wait").exists():
     time.sleep(0.05)
@@ -175,6 +178,7 @@ def test_an_end_that_the_scheduler_cannot_confirm_waits(
         slurm_cluster.start_controller()
     assert worker.ended(TASK, 120).outcome == "killed"
     assert allocation.steps() == []
+    wait_until(allocation.takes_steps, 60, "the job takes steps again")
 
 
 @pytest.mark.parametrize("kind", ["none"])
@@ -191,7 +195,7 @@ def test_a_program_without_a_launcher_is_swept_on_all_its_nodes(
         wait_until(lambda: len(pids(tmp_path)) == 3, what="its processes run")
         worker.kill(TASK)
     ended = worker.ended(TASK)
-    assert (ended.outcome, ended.exit_code) == (("killed", None) if killed else ("exit", 0))
+    assert (ended.outcome, ended.exit_code) == (("killed", None) if killed else ("exit", 0)), ended
     assert len(pids(tmp_path)) == 3
     assert not living(tmp_path)
     assert ["swept", f"{TASK}/1", 1] in worker.heard(), "its other nodes are reached"
