@@ -207,7 +207,9 @@ class _Planner(Requester):
         for queue in self._fitting(demand):
             if not self._room.replaces(queue.name):
                 continue
-            caps = Caps(queue.max_nodes, queue.max_wall_time, self._room.node_seconds)
+            caps = self._caps(queue, demand, False)
+            if caps is None:
+                continue
             mine = [
                 a for a in self._kept
                 if a.queue == queue.name and a.state == "queued" and a.waited >= _SETTLED
