@@ -147,15 +147,18 @@ def _give(
     store: Store, scheduler: Scheduler, pilot: PilotRow, job: Job, names: Sequence[str]
 ) -> bool:
     """Ask the scheduler to take nodes; false if it did not answer."""
-    told = set(job.nodes)
+    # the scheduler may have short names where the pilot's are full
+    told = {_short(name): name for name in job.nodes}
     # an earlier life may have given them, and not have written that down
-    asked = [name for name in names if not told or name in told]
+    asked = {
+        name: told.get(_short(name), name) for name in names if not told or _short(name) in told
+    }
     changes: dict[str, dict[str, object]] = defaultdict(dict)
     if asked:
         try:
-            scheduler.release(
-                job.native_id, asked, [name for name in job.nodes if name not in asked]
-            )
+            given = list(asked.values())
+            kept = [name for name in job.nodes if name not in given]
+            scheduler.release(job.native_id, given, kept)
         except SchedulerUnavailable as error:
             log.warning("nodes of job %s were not given back yet: %s", job.native_id, error)
             return False
@@ -169,6 +172,10 @@ def _give(
     if back:
         log.info("job %s has given back %s", job.native_id, ", ".join(back))
     return True
+
+
+def _short(name: str) -> str:
+    return name.partition(".")[0]
 
 
 def _write(

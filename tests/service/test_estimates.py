@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from balsam_celery.runtimes import ENOUGH, Learned, Run, counted, shape_of
+from balsam_celery.runtimes import ENOUGH, SURE, Learned, Run, counted, shape_of
 from balsam_celery.service import window
 from balsam_celery.service.estimates import KEEP, Estimates, estimates
 from balsam_celery.service.requests import request_kill
@@ -269,7 +269,7 @@ def test_room_for_the_checkpoint_is_counted(store: Store, restartable: bool) -> 
         [row] = scans.placeable(conn, now=2e9, limit=9)
         [shape] = scans.backlog(conn, now=2e9)
         known = estimates(conn, 0.0)
-    sure = 150.0 + 60 * restartable
+    sure = SURE * 100.0 + 60 * restartable
     assert known.fits(row) == known.fits(shape) == sure
     candidate = window.candidates_of([row], 5, 9, known)["t00001"]
     assert candidate.least_time == (sure + 5 if restartable else 905)
