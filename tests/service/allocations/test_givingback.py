@@ -135,7 +135,7 @@ def test_what_was_given_before_a_crash_is_only_noted(
 def test_the_scheduler_is_asked_by_its_own_names(
     store: Store, site: Site, taking: Taking, client: redis.Redis, begun: dict[str, Job]
 ) -> None:
-    """PBS has short names in a job's ``exec_host`` and, on many sites, full ones in its node file."""
+    """PBS has short names in ``exec_host`` and, on many sites, full ones in its node file."""
     let_go(store)
     go_on(store, site, client, taking, **dict.fromkeys(begun, job("n0.site.org", "n1.site.org")))
     assert taking.taken == [("x", ("n1.site.org",), ("n0.site.org",))]
