@@ -166,7 +166,7 @@ class Policy:
     drain_margin: int
     kill_grace: int
     idle_timeout: int = 60
-    efficiency: float = 0.9
+    efficiency: float = 0.8
     haste: float = 7200.0
     max_wait: float | None = None
     budget: float | None = None

@@ -18,7 +18,7 @@ from dataclasses import replace
 
 from balsam_celery.asking import ask, enough
 from balsam_celery.collection import uncollected
-from balsam_celery.draining import drained
+from balsam_celery.draining import TOO_SMALL, drained, in_the_way
 from balsam_celery.durations import format_duration
 from balsam_celery.limits import Policy, Queue, fits_some_queue, policy_of, queues_of
 from balsam_celery.plans import (
@@ -57,9 +57,8 @@ __all__ = [
     "queues_of",
 ]
 
-#: One is too small when the one that could take its place is so many times larger.
-TOO_SMALL = 4.0
-#: … and when it has been queued for so many seconds: none is asked for and given up for another.
+#: A queued one that is too small is given up after so many seconds: none is asked for and given up
+#: for another.
 _SETTLED = 60.0
 #: So many shapes that want no idle nodes are looked at before others are left to be asked for
 #: without: each look is at all of the backlog.
@@ -99,6 +98,7 @@ def pack(
     if larger is not None:
         given_up[larger.id] = larger
     drain = [note for allocation in existing if (note := drained(allocation, wanted, policy))]
+    drain += [note for note in planner.in_the_way() if note.id not in {one.id for one in drain}]
     over = {note.id for note in drain}
     release = [
         Release(allocation.id, nodes)
@@ -207,7 +207,9 @@ class _Planner(Requester):
         for queue in self._fitting(demand):
             if not self._room.replaces(queue.name):
                 continue
-            caps = Caps(queue.max_nodes, queue.max_wall_time, self._room.node_seconds)
+            caps = self._caps(queue, demand, False)
+            if caps is None:
+                continue
             mine = [
                 a for a in self._kept
                 if a.queue == queue.name and a.state == "queued" and a.waited >= _SETTLED
@@ -254,7 +256,7 @@ class _Planner(Requester):
     def ask_beside_overdue(self) -> None:
         """Ask for a smaller allocation beside each that waits too long and has none yet."""
         overdue = [a for a in self._kept if self._overdue(a)]
-        partners = [a for a in self._kept if a.state == "queued" and not self._overdue(a)]
+        partners = [a for a in self._kept if a.state == "queued"]
         rest = self._before_overdue
         for allocation in overdue:
             queue = self._queues.get(allocation.queue)
@@ -331,10 +333,10 @@ class _Planner(Requester):
             found = [
                 asked
                 for queue in self._fitting(demand)
-                if self._room.has(queue) and self._room.may_start(queue.name)
-                if self._windows.best(queue.name) is not None
+                if self._room.has(queue) and self._windows.best(queue.name) is not None
                 if (caps := self._caps(queue, demand, True)) is not None
                 if (asked := self._ask_in(queue, rest, caps)) is not None and asked[1] == "window"
+                if self._room.may_start(queue.name) or self._clears(asked[0].request)
             ]
             if found:
                 rest, left = self._take_best(found, left + rest), []
@@ -342,6 +344,23 @@ class _Planner(Requester):
                 left.append((demand, count))
                 rest = rest[1:]
         return left + rest
+
+    def _clears(self, request: Request) -> Note | None:
+        usable = self._policy.usable(request.wall_time)
+        return in_the_way(self._kept, request.queue, request.nodes, usable)
+
+    def in_the_way(self) -> Iterable[Note]:
+        """Running allocations that are to end for far larger ones for which nodes are idle."""
+        notes = [self._clears(one) for one in self.requests if one.code == "window"]
+        notes += [
+            in_the_way(self._kept, one.queue, one.nodes, one.usable)
+            for one in self._kept
+            if one.id in self._windows.starting
+        ]
+        full = {name for name in self._queues if not self._room.may_start(name)}
+        running = {one.id: one.queue for one in self._kept}
+        found = {note.id: note for note in notes if note is not None and running[note.id] in full}
+        return found.values()
 
 
 def _is_smaller(one: Existing, other: Existing) -> bool:

@@ -167,7 +167,7 @@ class Note:
         id: of the allocation.
         code: ``kept``; ``overdue``: kept, though it waits too long; ``ending``: it drains or is
             being cancelled; cancelled: ``unneeded``, ``too-large``, ``too-small``; drained:
-            ``idle``, ``time-over``.
+            ``idle``, ``time-over``, ``in-the-way``.
         reason: why, for people.
     """
 

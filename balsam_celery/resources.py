@@ -106,7 +106,8 @@ class NodeCapacity:
         gpus: ids of its GPUs.
         memory: bytes, 0 when not known.
         pinned: the core ids are real and this node's alone, so programs may be bound to them.
-        lost: its worker does not stay alive, or it was put aside; nothing may start on it any more.
+        lost: its worker does not stay alive, it was put aside, or it was given back; nothing may
+            start on it any more.
         lost_reason: why.
         resources: what it has of what the site counts by itself (``resources_per_node``).
     """

@@ -23,8 +23,8 @@ ENOUGH = 10
 #: The tenth is cut short and runs again, which costs less than nodes that idle for the longest.
 FITS = 0.9
 #: Where users said how long it runs, so many times that must be left: they are wrong by a factor of
-#: two now and then, and a run that is cut is lost whole.
-SURE = 1.5
+#: two now and then, and a run that is cut is lost whole, while a node that idles is given back.
+SURE = 2.0
 #: Runs of one application and shape beyond which the older ones fade.
 MEMORY = 1000
 

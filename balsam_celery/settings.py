@@ -115,11 +115,11 @@ class PackingSettings:
 
     interval: Seconds = 2
     max_allocations: int = 10  # queued and running together, over all queues
-    efficiency: float = 0.9  # share of the node time charged that tasks are to use
+    efficiency: float = 0.8  # share of the node time charged that tasks are to use
     haste: float = 2.0  # node-hours that may be spent beyond that for an earlier end
     budget: float = 0.0  # node-hours that the site may be charged in all; 0: no limit
     max_wait: Seconds = 30 * 86_400  # in the queue, before a smaller one is asked for beside it
-    release_idle_nodes: bool = False  # give them back while other nodes of their job still work
+    release_idle_nodes: bool = True  # give them back while other nodes of their job still work
     release_after: Seconds = 30  # of idleness
 
 

@@ -1,7 +1,7 @@
 """States of a task and the only moves between them.
 
 The table is DESIGN section 4. Nothing in the package changes a state except through
-:func:`check_transition`'s table, enforced by the guarded update in ``store.transitions``.
+:data:`TRANSITIONS`, enforced by the guarded update in ``store.transitions``.
 """
 
 from __future__ import annotations

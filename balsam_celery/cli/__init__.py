@@ -26,7 +26,7 @@ COMMANDS = {
     "kill": ("Tasks", "acting", "Kill tasks."),
     "retry": ("Tasks", "acting", "Run failed or killed tasks again."),
     "rm": ("Tasks", "acting", "Remove ended tasks and their history."),
-    "app": ("Tasks", "app", "Programs saved under a name: add, ls, rm."),
+    "app": ("Tasks", "app", "Programs saved under a name: add, ls, runtimes, rm."),
     "allocations": ("Machines", "machines", "List, preview and cancel batch jobs."),
     "pack": ("Machines", "pack", "What batch jobs would be asked for now, and why."),
     "pilot": ("Machines", "machines", "List and drain pilots."),

@@ -87,7 +87,8 @@ def kill(reason: str, no_descendants: bool, yes: bool, as_json: bool, **options:
 def retry(yes: bool, as_json: bool, **options: Any) -> None:
     """Run tasks again that are FAILED or USER_KILLED, with their retries fresh.
 
-    Tasks that failed because of them wait for them again.
+    Tasks that failed, or were killed, because of them wait for them again. A filter without --state
+    means tasks that are FAILED or USER_KILLED.
     """
     ids, by_filter = _choose(options, _UNSUCCESSFUL, "Retry", yes)
     _ask_service(

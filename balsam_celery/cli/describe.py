@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from balsam_celery.amounts import counts_from
 from balsam_celery.durations import timestamp as timestamp
 from balsam_celery.resources import Resources
 from balsam_celery.runtimes import Histogram
@@ -33,7 +32,10 @@ _NO_NODE: Plain = {"resources": [], "lost_reason": ""}
 
 def resources(wanted: Resources) -> Plain:
     """What a task asks of nodes."""
-    return {name: getattr(wanted, name) for name in _RESOURCES}
+    return {
+        **{name: getattr(wanted, name) for name in _RESOURCES},
+        "resources_per_node": dict(wanted.resources_per_node),
+    }
 
 
 def task(row: TaskRow) -> Plain:
@@ -71,10 +73,7 @@ def whole_task(
         "literal": row.literal,
         "arguments": row.arguments,
         "argv": row.argv,
-        "resources": {
-            **{name: getattr(row, name) for name in _RESOURCES},
-            "resources_per_node": dict(counts_from(row.resources_per_node)),
-        },
+        "resources": resources(row.resources),
         "launcher": row.launcher,
         "environment": row.environment,
         "wall_time": row.wall_time,

@@ -30,7 +30,7 @@ from balsam_celery.store.allocations import (
 from balsam_celery.store.rows import AllocationRow, PilotRow, PilotState
 
 _WITHIN = click.option(
-    "--within", metavar="TIME", help="End what still runs after so long; 0: at once."
+    "--within", metavar="TIME", help="Of a drain: end what still runs after so long; 0: at once."
 )
 _ALL = click.option("--all", "everything", is_flag=True, help="Those that have ended too.")
 
@@ -110,8 +110,8 @@ def allocations_cancel(
 ) -> None:
     """Cancel batch jobs, by id, start of an id, or the scheduler's own.
 
-    Their tasks run again elsewhere, which does not count as a retry. With --drain a running job
-    takes no more tasks and ends when it is idle; one that has not started is cancelled.
+    Their tasks run again elsewhere, which does not count as a retry. With --drain a job whose pilot
+    runs takes no more tasks and ends when it is idle; one without a pilot is cancelled.
     """
     if bool(ids) == everything:
         raise InvalidInput("name the allocations by their ids, or give --all")

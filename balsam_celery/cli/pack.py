@@ -24,7 +24,8 @@ def pack(dry_run: bool, as_json: bool) -> None:
     """Print which batch jobs would be asked for, cancelled and drained now, and why.
 
     It is what the site's service decides by the same rows, limits and idle nodes; nothing is
-    changed. The service does it by itself, every packing.interval.
+    changed. Idle nodes that would be given back are not shown. The service does it by itself, every
+    packing.interval.
     """
     site = session().site
     if not dry_run:

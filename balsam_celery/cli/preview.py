@@ -30,7 +30,7 @@ def preview(queue: str | None, nodes: int | None, wall_time: str | None, as_json
     """Print the script that a batch job of this size would have; nothing is submitted or written.
 
     It is what site.toml's directives, setup lines and template make of it. In place of the
-    allocation's id stand zeros. On stderr: the command that submits it.
+    allocation's id stand zeros. On stderr: the command that submits it, where it is one.
     """
     site = session().site
     name, limits = _queue(site.settings, queue)
@@ -68,8 +68,12 @@ def preview(queue: str | None, nodes: int | None, wall_time: str | None, as_json
         )
         return
     click.echo(script, nl=False)
-    how = f"submitted by: {shlex.join(command)}" if command else "run by the site itself"
-    say(how)
+    if command:
+        say(f"submitted by: {shlex.join(command)}")
+    elif site.settings.scheduler.kind == "local":
+        say("run by the site itself")
+    else:
+        say(f"submitted by the adapter of {site.settings.scheduler.kind!r}, without a command")
 
 
 def _queue(settings: Settings, name: str | None) -> tuple[str, QueueSettings]:

@@ -42,7 +42,7 @@ from balsam_celery.store.rows import TaskRow
 @click.option("--count", is_flag=True, help="Only how many there are in each state.")
 @json_option
 def ls(limit: int, everything: bool, count: bool, as_json: bool, **options: Any) -> None:
-    """List tasks, oldest first; without filters the newest 100."""
+    """List tasks, oldest first: of those that fit the newest 100 (--limit, --all)."""
     selection = Selection.take(options)
     store = session().store
     with store.read() as conn:

@@ -34,7 +34,8 @@ from balsam_celery.supervisor import up as start_site
 @click.option(
     "--tls/--no-tls",
     default=None,
-    help="Reach Redis by TLS, with certificates made now.  [default: on a cluster]",
+    help="Reach Redis by TLS, with certificates made now.  [default: on a cluster, where the"
+    " redis-server here can]",
 )
 @click.option("--nodes", type=int, metavar="N", help="Local scheduler: number of virtual nodes.")
 @click.option("--cores-per-node", type=int, metavar="N", help="Local scheduler: cores of each.")
@@ -54,8 +55,9 @@ def init(
 
     On a cluster DIRECTORY must be on a file system that the compute nodes share. The scheduler is
     found: Slurm or PBS where one answers, with its queues and limits, else the local one; site.toml
-    has what was found, for you to read and change. Of a local site without --nodes and
-    --cores-per-node this machine's cores become two virtual nodes.
+    has what was found, for you to read and change. Of a local site this machine's cores become two
+    virtual nodes; with --nodes, --cores-per-node or --gpus-per-node what is left out of them is 2
+    nodes, 1 core, no GPU.
     """
     given: dict[str, Any] = {key: value for key, value in virtual.items() if value is not None}
     local = dataclasses.replace(LocalSettings(), **given) if given else None
@@ -102,7 +104,10 @@ def up(as_json: bool) -> None:
 )
 @json_option
 def down(cancel: bool | None, as_json: bool) -> None:
-    """Stop all that `up` started and leave nothing running; harmless when nothing runs."""
+    """Stop all that `up` started; harmless when nothing runs.
+
+    Batch jobs of a real scheduler, and the programs in them, go on unless --cancel is given.
+    """
     site = session().site
     stop_site(site, say, cancel=cancel)
     if as_json:

@@ -84,7 +84,7 @@ def submit(
     balsam submit -- relax.x water.xyz
     balsam submit -N 4 -r 8 -t 2h --workflow ice -- lmp -in 'in file.lammps'
     balsam submit --array 1-100 -- sweep.x --seed {array}
-    balsam submit --app relax input=water.xyz --after 0f3c1a2b
+    balsam submit --app relax --after 0f3c1a2b input=water.xyz
     """
     elements = _elements(array, each_line)
     maker = _Maker(name, given_options(options), [i for ids in after for i in ids.split(",")])
@@ -189,9 +189,12 @@ def _split(values: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     Raises:
         InvalidInput: an option behind the values, or a key given twice.
     """
+    known = {name for one in submit.params for name in one.opts if name.startswith("--")}
     args: list[str] = []
     kwargs: dict[str, str] = {}
     for value in values:
+        if value.partition("=")[0] in known:
+            raise InvalidInput(f"{value} stands behind the values: give options before them")
         if match := _KEYWORD.fullmatch(value):
             key, text = match.groups()
             if key in kwargs:

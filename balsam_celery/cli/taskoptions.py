@@ -112,7 +112,11 @@ _OPTIONS: dict[str, Callable[[Any], Any]] = {
         metavar="TIME",
         help="Tell the program so long before its end, by --end-signal.",
     ),
-    "end_signal": _option("--end-signal", metavar="NAME", help="Such as USR1.  [default: TERM]"),
+    "end_signal": _option(
+        "--end-signal",
+        metavar="NAME",
+        help="Such as USR1; only with --checkpoint-grace.  [default: TERM]",
+    ),
     "on_parent_failure": _option(
         "--on-parent-failure", metavar="WHAT", help="fail, or ignore and run.  [default: fail]"
     ),

@@ -50,8 +50,10 @@ class Environments:
     def make(self, attempt: Attempt, files: Mapping[str, str]) -> tuple[dict[str, str], str]:
         """The variables of an attempt's program, and their digest.
 
-        The digest leaves the ``BALSAM_*`` variables out: they differ from attempt to attempt, and
-        a digest is there to tell whether two attempts ran in the same environment.
+        The digest leaves out what is set here for each attempt, and the marks of the job: a digest
+        is there to tell whether two attempts ran in the same environment. Variables by which a
+        batch system tells of the job (``SLURM_JOB_ID``) are in it: it compares attempts of one
+        allocation.
 
         The GPU masks are those of the head node as a whole; ranks that a launcher starts get
         theirs from ``launchers.shim``.
@@ -67,7 +69,7 @@ class Environments:
             mask = ",".join(str(share.index) for share in head.gpus)
             environment.update(dict.fromkeys(GPU_MASKS, mask))
         environment.update(spec.environment)
-        digest = _digest(environment)
+        digest = _digest({k: v for k, v in environment.items() if k not in _KEPT})
         mark, _, value = attempt.mark.partition("=")
         nodes = len(spec.shares)
         environment.update(

@@ -53,7 +53,7 @@ def drain(conn: Connection, notes: Iterable[Note]) -> None:
     busy = {row.pilot for row in scans.on_pilots(conn)}
     for told in notes:
         for pilot in allocations.list_pilots(conn, live, allocation=told.id):
-            if told.code == "idle" and pilot.id in busy:
+            if told.code != "in-the-way" and pilot.id in busy:
                 continue
             log.info("pilot %s drains: %s", pilot.id, told.reason)
             allocations.update_pilot(

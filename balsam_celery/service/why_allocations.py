@@ -81,7 +81,7 @@ def _origin(facts: AllocationFacts) -> str:
 #: What becomes of those with which packing has something in mind.
 _PURPOSES = {
     **dict.fromkeys(("unneeded", "too-large", "too-small"), "is given up"),
-    **dict.fromkeys(("idle", "time-over"), "is drained"),
+    **dict.fromkeys(("idle", "time-over", "in-the-way"), "is drained"),
 }
 
 

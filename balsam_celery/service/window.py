@@ -79,7 +79,7 @@ def decide(conn: Connection, ledger: Ledger, rules: Rules, now: float) -> Looked
     it is moved past those shapes, so that what fits behind them is seen too. The oldest, whose
     priority has grown most, are looked at wherever they stand.
     """
-    most = WINDOW if rules.ahead.tasks else ledger.free_cores
+    most = WINDOW if rules.ahead.tasks else most_of(ledger)
     # by id: a later window shows those of an earlier one again that found room
     candidates: dict[str, Candidate] = {}
     passed: set[Shape] = set()
@@ -116,6 +116,12 @@ def decide(conn: Connection, ledger: Ledger, rules: Rules, now: float) -> Looked
         }
 
 
+def most_of(ledger: Ledger) -> int:
+    """How many equal tasks may start or have a pilot kept for them."""
+    open_ = sum(not pilot.draining for pilot in ledger.pilots.values())
+    return ledger.free_cores + max(0, open_ - 1)
+
+
 def _could_hold(ledger: Ledger, wanted: Resources) -> bool:
     return any(
         (pilot.suiting(wanted) & ~pilot.lost_nodes).bit_count() >= wanted.num_nodes
@@ -127,9 +133,10 @@ def _could_hold(ledger: Ledger, wanted: Resources) -> bool:
 def candidates_of(
     window: Iterable[Waiting], kill_grace: int, most: int, known: Estimates
 ) -> dict[str, Candidate]:
-    """The programs among ``window``, by id: of equal ones no more than could start.
+    """The programs among ``window``, by id: of equal ones no more than could matter.
 
-    Each takes a core, so that of ``most`` and one more the last is refused, and with it the rest.
+    Each that starts takes a core, and each pilot is kept for one at the most: of ``most`` and one
+    more the last is refused, and with it the rest. Ageing sets apart those of unequal priority.
     """
     found: dict[str, Candidate] = {}
     seen: Counter[tuple[object, ...]] = Counter()
@@ -138,7 +145,7 @@ def candidates_of(
         if row.kind != "program":
             continue
         expected = known.fits(row)
-        kind = (*shape_of(row), row.cpu_affinity, row.restartable, expected)
+        kind = (*shape_of(row), row.priority, row.cpu_affinity, row.restartable, expected)
         seen[kind] += 1
         if seen[kind] > most + 1:
             continue

@@ -59,7 +59,7 @@ class Machine:
     tick: float = 0.1
     packing_interval: float = 10.0
     idle_timeout: float = 60.0
-    release_after: float | None = None
+    release_after: float | None = 30.0
     windows: bool = True
     ageing: float = 21600.0
 

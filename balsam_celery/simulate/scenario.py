@@ -1,6 +1,8 @@
 """A scenario file (TOML): a machine, what is submitted to it, and the seeds.
 
-``benchmarks/workloads`` has them; docs/planning.md says what each key means.
+``benchmarks/workloads`` has them. The keys are the attributes of the dataclasses here, in
+``machine`` and in ``limits``; of the top ``about`` (a line for people) and ``saturated`` (its
+backlog lasts, so that use while it does is judged).
 """
 
 from __future__ import annotations

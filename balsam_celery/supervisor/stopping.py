@@ -1,4 +1,4 @@
-"""``down``: stop everything and leave nothing running."""
+"""``down``: stop all that ``up`` started, and the batch jobs too where that is asked for."""
 
 from __future__ import annotations
 

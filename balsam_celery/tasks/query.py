@@ -1,4 +1,4 @@
-"""Reading tasks and acting on them, typed and paged; the command line uses this too.
+"""Reading tasks and acting on them, typed and paged.
 
 Where a selection is asked for, give ids (or the first six characters or more of one), Celery
 results, :class:`Task` rows, or any mix of those in a list.

@@ -190,6 +190,19 @@ def test_a_queued_one_grows_only_when_that_is_clearly_better() -> None:
     assert pack([Demand(Resources(), 600, 400)], [only], [ending], FAST).cancel == ()
 
 
+def test_queued_ones_are_not_given_up_for_a_larger_one_that_is_not_asked_for() -> None:
+    """Where nodes are not given back, several narrow ones share what a wide one could do."""
+    queue = Queue("batch", 1, 128, 600, 21_600, 5, 5, node("n", 16))
+    task = Demand(Resources(ranks_per_node=16), 3600, 5000, expected_time=1800.0)
+    case = Case([task], [queue], [], replace(POLICY, drain_margin=30), [])
+    for _ in range(6):
+        plan = case.pack()
+        assert plan.cancel == ()
+        case = case.carried_out(plan)
+        case.existing[:] = [replace(a, waited=a.waited + 100) for a in case.existing]
+    assert len(case.existing) == 5
+
+
 def test_one_that_waits_too_long_gets_a_smaller_one_beside_it() -> None:
     policy = replace(FAST, max_wait=3600)
     tasks = [Demand(Resources(), 600, 100)]
@@ -202,6 +215,10 @@ def test_one_that_waits_too_long_gets_a_smaller_one_beside_it() -> None:
     beside = [queued(100, 700, 3601), queued(50, request.wall_time - 45, id="half")]
     again = pack(tasks, [BIG], beside, policy)
     assert (again.requests, codes(again)) == ((), {"q": "overdue", "half": "kept"})
+    # that one waits too long too: it gets one, the first no second one
+    late = [beside[0], replace(beside[1], waited=3601)]
+    third = one(pack(tasks, [BIG], late, policy))
+    assert (third.code, third.nodes) == ("overdue", 25)
     # the smaller one runs all: nothing is left for the other
     runs = replace(beside[1], state="running", usable=7000)
     fewer = [Demand(Resources(), 600, 50)]
@@ -224,6 +241,25 @@ def test_idle_nodes_are_asked_for_at_once() -> None:
     # wide and long enough for all
     all_of_it = one(pack(tasks, [BIG], [], POLICY, windows=[Window("big", 1000)]))
     assert all_of_it == replace(whole, code="window")
+
+
+def test_a_small_one_makes_room_for_a_far_larger_one_in_idle_nodes() -> None:
+    queue = Queue("batch", 1, 64, 60, 36_000, 5, 1, node("n", 1))
+    task = Demand(Resources(), 3600, 1000)
+    small = Existing("r", "batch", "running", 2, 20_000.0, queue.node)
+    case = Case([task], [queue], [small], POLICY, [Window("batch", 64)])
+    plan = case.pack()
+    assert (plan.requests[0].code, plan.drain) == ("window", ("r",))
+    assert codes(plan)["r"] == "in-the-way"
+    # one at a time
+    again = case.carried_out(plan).pack()
+    assert again.drain == ()
+    assert codes(again)["r"] == "ending"
+    # not for one that is little larger, nor where there is room for both
+    near = replace(case, existing=[replace(small, nodes=30)], windows=[Window("batch", 32)])
+    assert near.pack().drain == ()
+    roomy = replace(case, queues=[replace(queue, max_running=2)]).pack()
+    assert (roomy.requests[0].code, roomy.drain) == ("window", ())
 
 
 def test_idle_nodes_are_promised_once() -> None:

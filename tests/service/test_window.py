@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 from hypothesis import given
+from hypothesis import strategies as st
 
 from balsam_celery.amounts import counts_text
 from balsam_celery.ledger import Ledger
+from balsam_celery.pilotfree import Holding
 from balsam_celery.placement import Candidate, place
-from balsam_celery.resources import Resources
+from balsam_celery.resources import NodeShare, Resources
 from balsam_celery.service.estimates import Estimates
-from balsam_celery.service.window import candidates_of
+from balsam_celery.service.window import candidates_of, most_of
 from balsam_celery.store.scans import Waiting
 from tests.planning.values import NOW, candidates, ledgers, node
 
@@ -43,16 +47,45 @@ def waiting(one: Candidate) -> Waiting:
     )
 
 
-@given(ledgers(), candidates(60))
+@given(ledgers(), candidates(60), st.integers(0, 60), st.sampled_from([math.inf, 3600.0, 60.0]))
 def test_equal_ones_beyond_the_free_cores_change_nothing(
-    ledger: Ledger, tasks: list[Candidate]
+    ledger: Ledger, tasks: list[Candidate], first: int, ageing: float
 ) -> None:
-    """As SQL gives them: by priority, then widest, then oldest."""
+    """As SQL gives them: by priority, then widest, then oldest; some run already."""
+    ledger = place(ledger, tasks[:first], NOW).ledger
+    tasks, now = tasks[first:], NOW + 1
     rows = sorted(map(waiting, tasks), key=lambda r: (-r.priority, -r.num_nodes, r.created, r.id))
-    some = candidates_of(rows, GRACE, ledger.free_cores, Estimates())
-    whole, part = place(ledger, tasks, NOW), place(ledger, some.values(), NOW)
+    some = candidates_of(rows, GRACE, most_of(ledger), Estimates())
+    whole = place(ledger, tasks, now, ageing=ageing)
+    part = place(ledger, some.values(), now, ageing=ageing)
     assert part.placements == whole.placements
     assert part.reservations == whole.reservations
+
+
+def test_each_of_several_pilots_is_kept_for_one_of_equal_tasks() -> None:
+    """Though but few cores are free: else what one was promised is given to another."""
+    ledger = Ledger.empty()
+    for name in ("a", "b", "c"):
+        ledger = ledger.add_pilot(name, [node("n0", 1), node("n1", 1)], NOW + 1e6)
+        busy = [Holding(f"r{name}", 1, (NodeShare("n0", (0,)),), NOW + 100)]
+        if name != "c":
+            busy.append(Holding(f"s{name}", 1, (NodeShare("n1", (0,)),), NOW + 100))
+        ledger = ledger.take(name, busy)
+    wide = [Candidate(f"w{n}", 1, Resources(num_nodes=2), 100, GRACE, 1) for n in range(3)]
+    long = Candidate("long", 1, Resources(), 9000, GRACE)
+    some = candidates_of(map(waiting, [*wide, long]), GRACE, most_of(ledger), Estimates())
+    decided = place(ledger, some.values(), NOW)
+    assert {one.pilot for one in decided.reservations} == {"a", "b", "c"}
+    assert decided.placements == ()
+
+
+def test_an_aged_task_is_looked_at_behind_equal_ones_of_a_higher_priority() -> None:
+    ledger = Ledger.empty().add_pilot("p", [node("n0", 1)], NOW + 1e6)
+    fresh = [Candidate(f"n{n}", 1, Resources(), 10, GRACE, 1, NOW) for n in range(5)]
+    aged = Candidate("old", 1, Resources(), 10, GRACE, 0, NOW - 1000)
+    some = candidates_of(map(waiting, [*fresh, aged]), GRACE, most_of(ledger), Estimates())
+    [first] = place(ledger, some.values(), NOW, ageing=100.0).placements
+    assert first.id == "old"
 
 
 def test_of_many_equal_ones_few_are_looked_at() -> None:

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import redis
-from sqlalchemy import update
 
 from balsam_celery import keys
 from balsam_celery.errors import SchedulerError, SchedulerUnavailable
@@ -19,7 +18,7 @@ from balsam_celery.service.lostnodes import find
 from balsam_celery.service.pack import pack
 from balsam_celery.service.record import record
 from balsam_celery.site import Site
-from balsam_celery.store import allocations, schema
+from balsam_celery.store import allocations
 from balsam_celery.store.engine import Store
 from balsam_celery.wire import PilotOrder, WorkerLost, decode
 from tests.service.allocations.faulty import Told
@@ -181,16 +180,6 @@ def test_a_node_that_was_given_something_meanwhile_stays(
     both = [Release(id, ("n0", "n1"))]
     store.run(lambda conn: givingback.begin(conn, both, clock.now))
     assert pilot(store, "p1").giving_back is None, "nor does the head go"
-
-
-def test_nodes_stay_beside_a_task_over_several_nodes(
-    store: Store, site: Site, taking: Taking, client: redis.Redis, begun: dict[str, Job]
-) -> None:
-    let_go(store)
-    dispatched(store, "wide01", "p1", nodes=("n0", "n1"), running=True, core=1)
-    store.run(lambda conn: conn.execute(update(schema.task).values(num_nodes=2)))
-    go_on(store, site, client, taking, **begun)
-    assert taking.taken == []
 
 
 def test_nothing_is_placed_on_a_node_from_the_moment_on(
