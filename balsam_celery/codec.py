@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import re
 import types
 import typing
 from collections.abc import Hashable, Sequence
@@ -12,6 +13,7 @@ from typing import Any, Literal
 
 #: Characters told of a message that is refused.
 _SAID = 300
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class MalformedMessage(ValueError):
@@ -19,6 +21,14 @@ class MalformedMessage(ValueError):
 
     def __init__(self, text: str) -> None:
         super().__init__(" ".join(text[:_SAID].split()))
+
+
+def encodable(text: str) -> str:
+    """``text`` with lone surrogates, which UTF-8 refuses, replaced.
+
+    They come from names of files that are no text, and from JSON.
+    """
+    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
 
 
 @functools.cache
@@ -65,7 +75,10 @@ def convert(kind: Any, plain: Any, where: str) -> Any:
     if origin is dict:
         if not isinstance(plain, dict):
             raise MalformedMessage(f"{where} is not an object")
-        return {str(k): convert(arguments[1], v, f"{where}.{k}") for k, v in plain.items()}
+        return {
+            convert(str, k, where): convert(arguments[1], v, f"{where}.{k}")
+            for k, v in plain.items()
+        }
     raise TypeError(f"{where}: no codec for {kind}")
 
 
@@ -115,4 +128,7 @@ def _convert_plain_type(kind: Any, plain: Any, where: str) -> Any:
         return number
     if not isinstance(plain, kind) or (isinstance(plain, bool) and kind is not bool):
         raise MalformedMessage(f"{where} is {type(plain).__name__}, not {kind.__name__}")
+    if kind is str and encodable(plain) != plain:
+        # neither Redis nor a database takes it
+        raise MalformedMessage(f"{where} is no text: {plain!a}")
     return plain

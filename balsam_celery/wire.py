@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from balsam_celery.codec import MalformedMessage as MalformedMessage
-from balsam_celery.codec import convert
+from balsam_celery.codec import convert, encodable
 from balsam_celery.resources import NodeCapacity, NodeShare
 
 JSON = Any
@@ -308,7 +308,12 @@ def encode(value: Any) -> str:
 
 
 def to_plain(value: Any) -> JSON:
-    """``value`` as JSON values; a record carries its class name as ``"type"``."""
+    """``value`` as JSON values; a record carries its class name as ``"type"``.
+
+    What UTF-8 cannot hold in a text is replaced: :func:`decode` would refuse the whole message.
+    """
+    if isinstance(value, str):
+        return encodable(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         plain = {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         if type(value) in _RECORDS.values():
@@ -317,7 +322,7 @@ def to_plain(value: Any) -> JSON:
     if isinstance(value, (list, tuple)):
         return [to_plain(item) for item in value]
     if isinstance(value, dict):
-        return {key: to_plain(item) for key, item in value.items()}
+        return {to_plain(key): to_plain(item) for key, item in value.items()}
     return value
 
 
@@ -325,7 +330,8 @@ def decode(cls: type[T], text: str | bytes) -> T:
     """The ``cls`` that ``text`` holds.
 
     Raises:
-        MalformedMessage: not JSON, unknown or missing fields, a value of another type.
+        MalformedMessage: not JSON, unknown or missing fields, a value of another type, or a
+            text that UTF-8 cannot hold.
     """
     try:
         plain = json.loads(text)

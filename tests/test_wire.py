@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from balsam_celery.resources import NodeCapacity, NodeShare
-from balsam_celery.wire import Heartbeat, MalformedMessage, Report, decode, encode
+from balsam_celery.wire import Ended, Heartbeat, MalformedMessage, Report, decode, encode
 
 DEEP = "[" * 200_000
 HUGE = "1" + "0" * 400
@@ -25,8 +25,20 @@ HUGE = "1" + "0" * 400
         + HUGE
         + "}]]}",
         '{"pilot": 5}',
+        '{"pilot": "\\ud800", "node": "n", "records": [[1, {"type": "Wake"}]]}',
     ],
-    ids=["bytes", "nothing", "list", "deep", "deeper", "unknown", "kind", "huge", "number"],
+    ids=[
+        "bytes",
+        "nothing",
+        "list",
+        "deep",
+        "deeper",
+        "unknown",
+        "kind",
+        "huge",
+        "number",
+        "surrogate",
+    ],
 )
 def test_refused(text: str | bytes) -> None:
     with pytest.raises(MalformedMessage):
@@ -61,3 +73,10 @@ def test_memory_and_resources_survive_the_wire(value: object) -> None:
 
 def test_a_whole_number_is_a_time() -> None:
     assert decode(Heartbeat, '{"time": 5, "pid": 1, "state": "running"}').time == 5.0
+
+
+def test_what_utf8_cannot_hold_is_replaced_where_it_is_sent() -> None:
+    sent = Report("p", "n", ((1, Ended("t", 1, "exit", "no file \udcff", 1.0, argv=("\ud800",))),))
+    [(_, got)] = decode(Report, encode(sent)).records
+    assert isinstance(got, Ended)
+    assert (got.reason, got.argv) == ("no file \ufffd", ("\ufffd",))

@@ -20,6 +20,7 @@ from sqlalchemy import Connection
 from balsam_celery.errors import StoreError
 from balsam_celery.ledger import Ledger
 from balsam_celery.service import hooks, kill, place
+from balsam_celery.service.apart import together_or_apart
 from balsam_celery.service.aside import Watch, put_aside, rule_of
 from balsam_celery.service.cases import Batch
 from balsam_celery.service.courier import Courier
@@ -205,14 +206,13 @@ class Engine(threading.Thread):
         if not (self.leadership.keep() and self.leadership.term == self._term):
             # another may have taken these away, and what begins the inbox now may look the same
             raise NotLeading
-        self._inbox.acknowledge(letters.reports)
+        # what is not acknowledged is sent again, but what is not dropped is read for ever
         self._inbox.drop(letters)
         self._dirty = True
+        self._inbox.acknowledge(letters.reports)
 
     def _record(self, told: Sequence[Told]) -> list[Recorded]:
-        """Record all in one transaction; if one of them has a fault, each in its own."""
         run = self.leadership.run
-
         retry = self._site.settings.retry
 
         def write(some: Sequence[Told]) -> Recorded:
@@ -222,21 +222,7 @@ class Engine(threading.Thread):
 
             return run(step)
 
-        try:
-            return [write(told)]
-        except (NotLeading, StoreError):
-            raise
-        except Exception:
-            log.exception("a batch of %d records has a fault; trying each alone", len(told))
-        done = []
-        for one in told:
-            try:
-                done.append(write([one]))
-            except (NotLeading, StoreError):
-                raise
-            except Exception:
-                log.exception("dropped a record: %.300r", one.record)
-        return done
+        return together_or_apart(write, told)
 
     def _absorb(self, recorded: Recorded) -> None:
         for pilot, task, attempt in recorded.left:

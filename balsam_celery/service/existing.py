@@ -75,7 +75,7 @@ def _one(
         pass  # it only takes up room until it is gone
     elif live:
         pilot = live[-1]
-        every = [from_plain(NodeCapacity, plain) for plain in pilot.nodes]
+        every = _nodes(pilot)
         nodes = [one for one in every if not one.lost]
         node = nodes[0] if nodes else node
         width = len(nodes)
@@ -106,6 +106,15 @@ def _one(
         idle_for,
         head,
     )
+
+
+def _nodes(pilot: PilotRow) -> list[NodeCapacity]:
+    """The nodes of a pilot; none where its row cannot be read, for nothing is placed there."""
+    try:
+        return [from_plain(NodeCapacity, plain) for plain in pilot.nodes]
+    except ValueError as error:
+        log.warning("pilot %s counts for nothing: its nodes cannot be read: %s", pilot.id, error)
+        return []
 
 
 def _lanes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections import defaultdict
@@ -19,10 +20,13 @@ log = logging.getLogger(__name__)
 
 #: Seconds that an acknowledgement waits for a worker that is gone.
 _ACK_LIFE = 86400
-#: Only the leader takes reports away, and one that lost its lease must not take others' away.
+#: Only the leader takes reports away, and one that lost its lease must not take others' away: what
+#: begins the inbox must be, to the byte, all that it has read. One report would not do, for many
+#: (each :class:`~balsam_celery.wire.Wake`) are alike.
 _DROP = """
-if redis.call('LINDEX', KEYS[1], 0) == ARGV[1] then
-    redis.call('LTRIM', KEYS[1], ARGV[2], -1)
+local head = redis.call('LRANGE', KEYS[1], 0, ARGV[1] - 1)
+if #head == tonumber(ARGV[1]) and redis.sha1hex(table.concat(head, '\\n')) == ARGV[2] then
+    redis.call('LTRIM', KEYS[1], ARGV[1], -1)
     return 1
 end
 return 0
@@ -71,12 +75,20 @@ class Inbox:
         return Letters(tuple(raw), tuple(reports), records)
 
     def drop(self, letters: Letters) -> None:
-        """Take away what was read: it is recorded."""
+        """Take away what was read: it is recorded.
+
+        Nothing is taken when something else begins the inbox now: another has led since.
+        """
         if letters.raw:
-            self._client.eval(_DROP, 1, self._key, letters.raw[0], len(letters.raw))
+            every = (one if isinstance(one, bytes) else one.encode() for one in letters.raw)
+            digest = hashlib.sha1(b"\n".join(every), usedforsecurity=False).hexdigest()
+            self._client.eval(_DROP, 1, self._key, len(letters.raw), digest)
 
     def acknowledge(self, reports: Sequence[Report]) -> None:
-        """Tell the senders which numbered records need not be sent again."""
+        """Tell the senders which numbered records need not be sent again.
+
+        One that Redis refuses to tell keeps no other from it, and sends its records again.
+        """
         numbers: dict[tuple[str, str], list[int]] = defaultdict(list)
         for report in reports:
             for number, _ in report.records:
@@ -89,7 +101,10 @@ class Inbox:
                 key = keys.acks(self._prefix, pilot, node)
                 pipe.rpush(key, json.dumps(seen))
                 pipe.expire(key, _ACK_LIFE)
-            pipe.execute()
+            answers = pipe.execute(raise_on_error=False)
+        for (pilot, node), answer in zip(numbers, answers[::2], strict=True):
+            if isinstance(answer, Exception):
+                log.warning("%s of pilot %s was not acknowledged: %s", node, pilot, answer)
 
 
 def push(client: redis.Redis, prefix: str, *records: Record) -> None:

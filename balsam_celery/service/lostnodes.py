@@ -12,7 +12,8 @@ import redis
 from balsam_celery import keys
 from balsam_celery.errors import SchedulerUnavailable
 from balsam_celery.schedulers.base import Job, Scheduler
-from balsam_celery.service.reap import record_outboxes
+from balsam_celery.service import outboxes
+from balsam_celery.service.reap import Read, record_outboxes
 from balsam_celery.store import allocations, scans
 from balsam_celery.store.allocations import LIVE_PILOTS
 from balsam_celery.store.engine import Store
@@ -98,6 +99,7 @@ def give_up(
     lost: LostNode,
     *,
     record: Callable[[Sequence[Ended]], object],
+    read: Read = outboxes.read,
 ) -> None:
     """Record what the node's worker has left, then let engine and pilot know that it is lost.
 
@@ -109,8 +111,10 @@ def give_up(
         prefix: of the site's keys.
         lost: the node.
         record: records outcomes in committed transactions.
+        read: reads the outboxes in a directory.
 
     Raises:
+        Hangs: a file system does not answer yet; the next poll does it.
         redis.RedisError: Redis did not answer; the next poll does it.
         StoreError: the database did not answer.
         NotFound: the pilot's allocation is not there.
@@ -118,7 +122,7 @@ def give_up(
     pilot, reason = lost.pilot, lost.reason
     with store.read() as conn:
         allocation = allocations.get_allocation(conn, pilot.allocation)
-    unread = record_outboxes(store, allocation, [pilot.id], record, node=lost.node)
+    unread = record_outboxes(store, allocation, [pilot.id], record, node=lost.node, read=read)
     if unread:
         reason += f" (outcomes could not be read: {'; '.join(unread)})"
     word = WorkerLost(pilot.id, lost.node, reason, False, store.clock())

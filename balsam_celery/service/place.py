@@ -75,7 +75,8 @@ class Placed:
 def rebuild(conn: Connection, limits: Limits, *, lock: bool = True) -> Ledger:
     """The ledger as SQL has it; ``lock``: as of :func:`sync`.
 
-    A pilot whose rows contradict each other (slots given twice) takes no more tasks.
+    A pilot whose rows contradict each other (slots given twice), or cannot be read, takes no more
+    tasks.
     """
     return sync(conn, Ledger.empty(), limits, lock=lock)
 
@@ -97,8 +98,10 @@ def sync(conn: Connection, ledger: Ledger, limits: Limits, *, lock: bool = True)
             continue
         row = allocations.get_pilot(conn, id)
         deadline = row.end_time - limits.drain_margin
-        ledger = ledger.add_pilot(id, capacities(row), deadline, draining=draining)
+        # known without nodes, so that what is wrong with it is told once for each ledger
+        ledger = ledger.add_pilot(id, (), deadline, draining=draining)
         try:
+            ledger = ledger.add_pilot(id, capacities(row), deadline, draining=draining)
             ledger = ledger.take(id, _holdings(conn, id, limits))
         except ValueError as error:
             log.error("pilot %s takes no more tasks: its rows do not fit it: %s", id, error)

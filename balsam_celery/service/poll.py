@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, select, text
@@ -41,7 +41,8 @@ class Poller:
 
     Args:
         store, scheduler, site: the site's.
-        lingering: for a scheduler whose word that a job has ended is no proof.
+        lingering: asks whether pilots live whose job is missing, or has ended by the word of a
+            scheduler whose word is no proof; ``None``: nobody asks.
 
     Attributes:
         running: the jobs of RUNNING allocations, by allocation, as the last :meth:`poll` was told;
@@ -122,7 +123,7 @@ class Poller:
             )
             for row in rows
         }
-        held = self._held(changes)
+        held = self._held(changes, missing=[row.id for row in rows if row.id not in told])
         for row in rows:
             if row.id in held:
                 changes[row.id] = {"reason": held[row.id]} if held[row.id] != row.reason else {}
@@ -144,14 +145,19 @@ class Poller:
                 self.running[row.id] = job
         self._cancel([*doomed, *self._strays(rows, told, namesakes)], now)
 
-    def _held(self, changes: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    def _held(
+        self, changes: Mapping[str, Mapping[str, Any]], missing: Collection[str]
+    ) -> dict[str, str]:
         """Allocations that would be ENDED if their pilots had not to be waited for, and why."""
         if self._lingering is None:
             return {}
-        ended = AllocationState.ENDED
-        return self._lingering.held(
-            [id for id, one in changes.items() if one.get("state") is ended]
-        )
+        ended = {id for id, one in changes.items() if one.get("state") is AllocationState.ENDED}
+        if self._scheduler.capabilities.end_is_proof:
+            # watched from the first answer that lacks them, so that a dead one is not waited for
+            held = self._lingering.held((), missing=missing)
+        else:
+            held = self._lingering.held(ended)
+        return {id: reason for id, reason in held.items() if id in ended}
 
     def _namesakes(self, jobs: Mapping[str, Job]) -> defaultdict[str, list[Job]]:
         """Jobs that have not ended, by the allocation that their name tells."""

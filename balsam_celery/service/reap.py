@@ -10,8 +10,8 @@ import redis
 from sqlalchemy import Connection, select
 
 from balsam_celery import keys
-from balsam_celery.outbox import read_outbox
 from balsam_celery.resources import NodeCapacity
+from balsam_celery.service import outboxes
 from balsam_celery.site import Site
 from balsam_celery.store import allocations, schema
 from balsam_celery.store.allocations import LIVE_PILOTS
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 _BATCH = 200
 
 Attempt = tuple[str, int]
+Read = Callable[[Path, str | None], outboxes.Found]
 
 
 def reap(
@@ -34,6 +35,7 @@ def reap(
     *,
     record: Callable[[Sequence[Ended]], object],
     client: redis.Redis | None,
+    read: Read = outboxes.read,
 ) -> list[str]:
     """Record what the outboxes hold, restart the rest, end the pilots.
 
@@ -47,11 +49,13 @@ def reap(
             outcomes that arrived through the inbox. It is called first with what the outboxes
             hold, then with one made-up ``drained`` outcome for each attempt that is still open.
         client: where the pilots' keys are deleted; ``None`` when Redis is away.
+        read: reads the outboxes in a directory.
 
     Returns:
         Ids of the pilots that are ENDED now, for the ledger.
 
     Raises:
+        Hangs: a file system does not answer yet; what was recorded stays, reap it again later.
         NotFound: no such allocation.
         StoreError: the database did not answer.
         ValueError: the scheduler has not said that the allocation has ended.
@@ -62,7 +66,7 @@ def reap(
     if row.state is not AllocationState.ENDED:
         raise ValueError(f"allocation {row.id} is {row.state}, not ENDED")
     ids = [pilot.id for pilot in pilots]
-    unread = record_outboxes(store, row, ids, record)
+    unread = record_outboxes(store, row, ids, record, read=read)
     reason = f"allocation {row.id} ended: {row.reason}"
     if unread:
         reason += f" (outcomes could not be read: {'; '.join(unread)})"
@@ -89,35 +93,27 @@ def record_outboxes(
     record: Callable[[Sequence[Ended]], object],
     *,
     node: str | None = None,
+    read: Read = outboxes.read,
 ) -> list[str]:
     """Record outcomes of open attempts; returns what could not be read, and why.
 
     ``node``: only what the worker of that node has left.
 
     Raises:
+        Hangs: as of ``read``.
         StoreError: the database did not answer.
     """
-    unread = []
+    unread: list[str] = []
     for pilot in pilots:
         directory = Path(row.run_dir) / pilot
         waiting = _open_attempts(store, [pilot])
         if not waiting:
             continue
-        try:
-            files = sorted(path for path in directory.iterdir() if path.suffix == ".outbox")
-        except OSError as error:
-            unread.append(f"{directory}: {error.strerror}")
-            continue
-        for path in files:
-            if node is not None and path.name != f"{node}.outbox":
-                continue
-            try:
-                found = _wanted(read_outbox(path), waiting)
-            except OSError as error:
-                unread.append(f"{path}: {error.strerror}")
-                continue
-            for first in range(0, len(found), _BATCH):
-                record(found[first : first + _BATCH])
+        outcomes, failed = read(directory, node)
+        unread += failed
+        found = _wanted(outcomes, waiting)
+        for first in range(0, len(found), _BATCH):
+            record(found[first : first + _BATCH])
     return unread
 
 

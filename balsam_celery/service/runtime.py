@@ -15,6 +15,7 @@ from balsam_celery.celeryapp import redis_client
 from balsam_celery.errors import StoreError
 from balsam_celery.schedulers.base import Scheduler
 from balsam_celery.service import givingback, housekeep, kill, lostnodes
+from balsam_celery.service.apart import together_or_apart
 from balsam_celery.service.backoff import Announcer
 from balsam_celery.service.checks import Checks
 from balsam_celery.service.effects import AWAY, ResultBackend
@@ -23,6 +24,7 @@ from balsam_celery.service.inbox import push
 from balsam_celery.service.journal import Journal
 from balsam_celery.service.leading import NotLeading
 from balsam_celery.service.lingering import Lingering
+from balsam_celery.service.outboxes import Hangs, Patient
 from balsam_celery.service.pack import pack
 from balsam_celery.service.poll import Poller
 from balsam_celery.service.publish import Publisher
@@ -74,8 +76,7 @@ class Service:
         self._journal = Journal(site)
         self.engine = Engine(site, app, store, redis_client(site), backend, self._journal, on_lead)
         self._announcer = Announcer()
-        proof = scheduler.capabilities.end_is_proof
-        lingering = None if proof else Lingering(store, self._client, site)
+        lingering = Lingering(store, self._client, site)
         self._poller = Poller(store, scheduler, site, lingering)
         self._reconciler = Reconciler(store, self._client, site, self._send_kills)
         self._checks = Checks(
@@ -86,6 +87,7 @@ class Service:
             self.engine.leadership,
             self.engine.outstanding,
         )
+        self._outboxes = Patient()
         self._giving_at: dict[str, float] = {}
         self._fade_at = 0.0
         self._pack_at = 0.0
@@ -132,11 +134,25 @@ class Service:
             client, prefix = self._client, self._prefix
             for allocation in self._poller.poll():
                 with _apart(f"reaping allocation {allocation}"):
-                    reap(self.store, self.site, allocation, record=self._record, client=client)
+                    reap(
+                        self.store,
+                        self.site,
+                        allocation,
+                        record=self._record,
+                        client=client,
+                        read=self._outboxes.read,
+                    )
                     push(client, prefix, Wake())
             for lost in lostnodes.find(self.store, self._scheduler, self._poller.running):
                 with _apart(f"giving up node {lost.node} of pilot {lost.pilot.id}"):
-                    lostnodes.give_up(self.store, client, prefix, lost, record=self._record)
+                    lostnodes.give_up(
+                        self.store,
+                        client,
+                        prefix,
+                        lost,
+                        record=self._record,
+                        read=self._outboxes.read,
+                    )
             givingback.carry_on(
                 self.store,
                 self._scheduler,
@@ -176,14 +192,16 @@ class Service:
         finally:
             lock.release()
 
-    def _record(self, records: Sequence[Record]) -> Recorded:
-        recorded = self.engine.leadership.run(
-            lambda conn: record(
-                conn, records, now=self.store.clock(), who=WHO, retry=self.site.settings.retry
+    def _record(self, records: Sequence[Record]) -> None:
+        retry = self.site.settings.retry
+
+        def write(some: Sequence[Record]) -> Recorded:
+            return self.engine.leadership.run(
+                lambda conn: record(conn, some, now=self.store.clock(), who=WHO, retry=retry)
             )
-        )
-        self.engine.absorb(recorded)
-        return recorded
+
+        for recorded in together_or_apart(write, records):
+            self.engine.absorb(recorded)
 
     def _send_kills(self, pilot: str, worker: str, orders: Sequence[KillOrder]) -> None:
         kill.send(self._publisher, pilot, worker, orders)
@@ -196,5 +214,7 @@ def _apart(what: str) -> Iterator[None]:
         yield
     except (*AWAY, StoreError, NotLeading):
         raise
+    except Hangs as error:
+        log.info("%s waits: %s", what, error)
     except Exception:
         log.exception("%s has a fault", what)

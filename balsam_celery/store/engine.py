@@ -142,7 +142,7 @@ def read_revision(conn: Connection) -> str | None:
 
 @contextmanager
 def translated(url: URL) -> Iterator[None]:
-    """Raise a driver's failure as :class:`StoreError`; bugs and constraints pass."""
+    """Raise a driver's failure as :class:`StoreError`; values that it refuses pass."""
     try:
         yield
     except DBAPIError as error:

@@ -7,8 +7,9 @@ import math
 import re
 from typing import Any
 
+from balsam_celery.codec import encodable
+
 _NUL_IN_JSON = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
@@ -17,9 +18,7 @@ def clean_text(text: str) -> str:
 
     Both can stand in a program's output.
     """
-    if not text.isascii():
-        text = _SURROGATE.sub("\ufffd", text)
-    return text.replace("\x00", "\ufffd")
+    return encodable(text).replace("\x00", "\ufffd")
 
 
 def to_json(value: Any) -> str:
@@ -30,7 +29,7 @@ def to_json(value: Any) -> str:
     text = _ENCODER.encode(value if _is_finite(value) else _finite(value))
     if "\\u0000" in text:
         text = _NUL_IN_JSON.sub("\\1\ufffd", text)
-    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
+    return encodable(text)
 
 
 def _is_finite(value: Any) -> bool:

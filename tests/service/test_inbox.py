@@ -84,3 +84,26 @@ def test_strange_reports_are_taken_away(client: redis.Redis, prefix: str) -> Non
     assert (len(letters.raw), letters.reports, letters.told) == (5, (), ())
     inbox.drop(letters)
     assert not inbox.read(0).raw
+
+
+def test_one_that_comes_late_knows_all_that_it_read(client: redis.Redis, prefix: str) -> None:
+    """The reports at both ends are alike, and so is their number."""
+    old, new = Inbox(client, prefix), Inbox(client, prefix)
+    key, wake = keys.inbox(prefix), encode(Report(records=((0, Wake()),)))
+    client.rpush(key, wake, encode(report(1)), wake)
+    seen_by_old = old.read(0)
+    new.drop(new.read(0))
+    client.rpush(key, wake, encode(report(2)), wake)
+    old.drop(seen_by_old)
+    assert len(new.read(0).reports) == 3
+    new.drop(new.read(0))
+    assert not client.llen(key)
+
+
+def test_a_sender_that_cannot_be_told_keeps_no_other_from_it(
+    client: redis.Redis, prefix: str
+) -> None:
+    client.set(keys.acks(prefix, "p", "n"), "no list")
+    other = Report("p", "other", ((7, Started("t", 1, 1.0, 1)),))
+    Inbox(client, prefix).acknowledge((report(1), other))
+    assert client.lrange(keys.acks(prefix, "p", "other"), 0, -1) == [b"[7]"]

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
+from sqlalchemy import update
 
 from balsam_celery.ledger import Ledger
 from balsam_celery.lookahead import LookAhead
@@ -13,7 +14,7 @@ from balsam_celery.resources import NodeShare
 from balsam_celery.service import place, specs, window
 from balsam_celery.service.requests import request_kill
 from balsam_celery.states import State
-from balsam_celery.store import allocations
+from balsam_celery.store import allocations, schema
 from balsam_celery.store.engine import Store
 from balsam_celery.store.rows import PilotState
 from balsam_celery.store.schema import task as task_table
@@ -238,3 +239,21 @@ def test_names_in_paths() -> None:
     assert specs.slug("", "task") == "task"
     assert specs.slug("Wasser über 100 °C", "task") == "Wasser-ber-100-C"
     assert len(specs.slug("x" * 300, "task")) == 60
+
+
+def test_a_pilot_that_cannot_be_read_keeps_no_other_from_its_tasks(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A row that nothing of this release has written."""
+    add_pilot(store, (2,), id="p1")
+    add_pilot(store, (2,), id="p2")
+    broken = update(schema.pilot).where(schema.pilot.c.id == "p1")
+    with store.write() as conn:
+        conn.execute(broken.values(nodes=[{"nonsense": 1}]))
+    add(store, program("t00001"))
+    ledger = store.run(lambda conn: place.rebuild(conn, LIMITS))
+    [sent] = start(store)
+    assert sent.pilot == "p2"
+    caplog.clear()
+    store.run(lambda conn: place.sync(conn, ledger, LIMITS))
+    assert not caplog.records, "it was told already"

@@ -253,3 +253,43 @@ def test_kernel_that_does_not_tell(tmp_path: Path) -> None:
 
 def test_this_machine_s_own_table_is_read(tmp_path: Path) -> None:
     assert file_system(tmp_path) is not None
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize(
+    "doing",
+    [
+        "SET TRANSACTION READ ONLY",
+        "SET LOCAL ROLE pg_monitor",
+        "SET LOCAL statement_timeout = 1",
+        "DO $$ BEGIN RAISE internal_error; END $$",
+    ],
+    ids=["read-only", "no right", "cancelled", "internal"],
+)
+def test_what_a_server_cannot_do_is_no_fault_of_the_values(store: Store, doing: str) -> None:
+    def body(conn: Connection) -> None:
+        conn.execute(text(doing))
+        conn.execute(text("SELECT pg_sleep(0.1)"))
+        facts.remember(conn, "a", "1")
+
+    with pytest.raises(StoreError):
+        store.run(body)
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(
+    "doing", ["PRAGMA query_only = ON", "DROP TABLE site"], ids=["read-only", "no table"]
+)
+def test_what_a_file_cannot_take_is_no_fault_of_the_values(store: Store, doing: str) -> None:
+    def body(conn: Connection) -> None:
+        conn.exec_driver_sql(doing)
+        facts.remember(conn, "a", "1")
+
+    with pytest.raises(StoreError):
+        store.run(body)
+
+
+def test_a_value_that_a_database_refuses_is_no_store_error(store: Store) -> None:
+    nowhere = {"name": None, "holder": "", "expires": 0.0, "term": 1}
+    with pytest.raises(IntegrityError):
+        store.run(lambda conn: conn.execute(insert(schema.lease), [nowhere]))

@@ -8,12 +8,13 @@ import redis
 
 from balsam_celery import keys
 from balsam_celery.resources import NodeCapacity
-from balsam_celery.schedulers.base import Job, JobState, Scheduler
+from balsam_celery.schedulers.base import Capabilities, Job, JobState, Scheduler
 from balsam_celery.schedulers.pbs_nodes import down_after
 from balsam_celery.service.housekeep import sweep
 from balsam_celery.service.lingering import Lingering
 from balsam_celery.service.poll import Poller
 from balsam_celery.service.record import record
+from balsam_celery.service.verdict import GONE_AFTER
 from balsam_celery.site import Site
 from balsam_celery.store import allocations
 from balsam_celery.store.engine import Store
@@ -33,11 +34,17 @@ from tests.store.conftest import Clock
 ENDED = Job("x", "", JobState.ENDED, ended=1000.0, reason="its first node was lost")
 
 
+class NoProof(Told):
+    """Its word is not more than that."""
+
+    capabilities = Capabilities(end_is_proof=False)
+
+
 class Case:
     """A running allocation whose job PBS calls finished."""
 
     def __init__(self, store: Store, site: Site, scheduler: Scheduler, client: redis.Redis) -> None:
-        told = Told(scheduler)
+        told = NoProof(scheduler)
         told.answer = {"x": ENDED}
         self.prefix = site.settings.key_prefix
         self.patience = down_after(site.settings.site.kill_grace)
@@ -136,12 +143,14 @@ def test_silence_counts_only_while_redis_answers(
 
 
 def test_where_the_word_is_proof_nothing_waits(
-    store: Store, site: Site, scheduler: Scheduler, clock: Clock
+    store: Store, site: Site, scheduler: Scheduler, client: redis.Redis, clock: Clock
 ) -> None:
     id = running_pilot(store, site)
     told = Told(scheduler)
     told.answer = {"x": replace(ENDED, reason="its node was lost")}
-    assert Poller(store, told, site).poll() == [id]
+    case = Case(store, site, scheduler, client)
+    case.beat("n0", clock.now)
+    assert Poller(store, told, site, Lingering(store, client, site)).poll() == [id]
 
 
 def test_an_ended_pilot_that_is_heard_again_is_told_to_end(
@@ -163,3 +172,41 @@ def test_an_ended_pilot_that_is_heard_again_is_told_to_end(
     sweep(store, client, site)
     assert len(case.orders()) == 1, "its order stays until it is taken"
     client.delete(keys.control(case.prefix, "p1"))
+
+
+def missing(store: Store, site: Site, scheduler: Scheduler, client: redis.Redis) -> Case:
+    """A case whose job the scheduler does not tell of, though its word would be proof."""
+    case = Case(store, site, scheduler, client)
+    told = Told(scheduler)
+    told.answer = {}
+    case.poller = Poller(store, told, site, Lingering(store, client, site))
+    return case
+
+
+def test_a_pilot_that_is_heard_outlives_answers_without_its_job(
+    store: Store, site: Site, scheduler: Scheduler, client: redis.Redis, clock: Clock
+) -> None:
+    id = running_pilot(store, site)
+    case = missing(store, site, scheduler, client)
+    for _ in range(5):
+        case.beat("n0", clock.now)
+        assert case.poller.poll() == []
+        clock.now += GONE_AFTER - 1
+    row = allocation(store, id)
+    assert row.state is AllocationState.RUNNING
+    assert "its pilot p1 is heard" in row.reason
+    assert not case.orders(), "it goes on"
+    assert pilot(store, "p1").state is PilotState.LIVE
+    clock.now += 1
+    assert case.poller.poll() == [id]
+
+
+def test_a_dead_pilot_whose_job_is_missing_is_not_waited_for(
+    store: Store, site: Site, scheduler: Scheduler, client: redis.Redis, clock: Clock
+) -> None:
+    id = running_pilot(store, site)
+    case = missing(store, site, scheduler, client)
+    case.beat("n0", clock.now)
+    assert case.poller.poll() == []
+    clock.now += GONE_AFTER
+    assert case.poller.poll() == [id]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,8 @@ from kombu.transport.redis import Channel
 
 from balsam_celery import keys
 from balsam_celery.outbox import Outbox
-from balsam_celery.service.reap import reap
+from balsam_celery.service.outboxes import Hangs, Patient
+from balsam_celery.service.reap import Read, reap
 from balsam_celery.service.record import record
 from balsam_celery.service.requests import request_kill
 from balsam_celery.site import Site
@@ -30,6 +32,7 @@ from tests.service.allocations.making import (
 )
 from tests.store.conftest import Clock
 from tests.store.making import history, task
+from tests.waiting import wait_until
 
 
 class Recorder:
@@ -169,3 +172,40 @@ def test_the_keys_of_a_dead_pilot_are_deleted(
     left = set(client.scan_iter(match=f"{prefix}*"))
     assert left == {f"{kind}celery.pidbox".encode() for kind in bindings}
     assert all(client.smembers(key) == set(others) for key in left)
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_an_outbox_on_a_file_system_that_hangs(store: Store, site: Site) -> None:
+    """A pipe that nobody writes to hangs as it does; one that comes back loses nothing."""
+    for pilot_id, patience in (("p1", 60.0), ("p2", 0.0)):
+        id = running_pilot(store, site, pilot_id)
+        name = f"of-{pilot_id}"
+        dispatched(store, name, pilot_id, running=True)
+        directory = end(store, id).with_name(pilot_id)
+        directory.mkdir(exist_ok=True)
+        os.mkfifo(directory / "n0.outbox")
+        read = Patient(wait=0.05, patience=patience).read
+        recorder = Recorder(store)
+        if patience:
+            for _ in range(2):
+                with pytest.raises(Hangs, match=str(directory)):
+                    reap(store, site, id, record=recorder, client=None, read=read)
+            assert task(store, name).state is State.RUNNING
+            write_outbox(directory / "aside", finished(name))
+            (directory / "n0.outbox").write_bytes((directory / "aside").read_bytes())
+
+            def reaped(id: str = id, recorder: Recorder = recorder, read: Read = read) -> bool:
+                try:
+                    return bool(reap(store, site, id, record=recorder, client=None, read=read))
+                except Hangs:
+                    return False
+
+            wait_until(reaped, 10, "it answers")
+            assert task(store, name).state is State.JOB_FINISHED
+        else:
+            reap(store, site, id, record=recorder, client=None, read=read)
+            assert task(store, name).state is State.RESTART_READY
+            reason = attempt(store, name).reason
+            assert f"{directory}: the file system does not answer" in reason
+            # let the thread go
+            (directory / "n0.outbox").write_bytes(b"")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from sqlalchemy import update
 
 from balsam_celery import keys
 from balsam_celery.errors import SchedulerUnavailable
+from balsam_celery.outbox import Outbox
 from balsam_celery.schedulers.base import Job, JobNodes, JobRequest, Scheduler
 from balsam_celery.service.leading import TIME_TO_LIVE
 from balsam_celery.service.runtime import Service
@@ -21,16 +23,17 @@ from balsam_celery.states import State
 from balsam_celery.store import allocations, schema
 from balsam_celery.store.engine import Store
 from balsam_celery.store.rows import AllocationState, PilotState
-from balsam_celery.wire import PilotOrder, Registered, decode
+from balsam_celery.wire import Ended, PilotOrder, Registered, decode
 from tests.service.allocations.making import (
     allocation,
+    dispatched,
     pilot,
     requested,
     running_pilot,
     set_allocation,
 )
 from tests.service.running.player import Player
-from tests.store.making import add, program, task
+from tests.store.making import add, history, program, task
 from tests.waiting import wait_until
 
 
@@ -144,3 +147,28 @@ def test_a_fault_in_one_ended_allocation_does_not_delay_others(
     service.poll()
     assert pilot(store, names[second]).state is PilotState.ENDED
     assert f"reaping allocation {first} has a fault" in caplog.text
+
+
+def test_an_outcome_that_sql_refuses_keeps_no_allocation_from_its_end(
+    service: Service, site: Site, store: Store
+) -> None:
+    id = running_pilot(store, site)
+    for name in ("sound1", "faulty"):
+        dispatched(store, name, "p1", running=True)
+    set_allocation(store, id, AllocationState.ENDED, ended=time.time(), reason="the test")
+    directory = Path(allocation(store, id).run_dir) / "p1"
+    directory.mkdir(parents=True)
+    outbox = Outbox(directory / "n0.outbox")
+    outbox.receive([("faulty", 1), ("sound1", 1)])
+    now = time.time()
+    outbox.end(
+        [
+            Ended("faulty", 1, "exit", "", now, now, exit_code=10**30),
+            Ended("sound1", 1, "exit", "", now, now, exit_code=0),
+        ]
+    )
+    outbox.close()
+    service.poll()
+    assert task(store, "sound1").state is State.JOB_FINISHED
+    assert State.RESTART_READY in history(store, "faulty")
+    assert pilot(store, "p1").state is PilotState.ENDED
