@@ -62,3 +62,18 @@ def limits(prefix: str, pilot: str) -> str:
 def claim(prefix: str, allocation: str) -> str:
     """String: native id of the one job that may serve an allocation; its pilot sets it first."""
     return f"{prefix}claim.{allocation}"
+
+
+def hook_message(id: str) -> str:
+    """Name, for :func:`begun`, of a message to the transitions worker; ``id`` is its Celery id."""
+    return f"hook.{id}"
+
+
+def step_message(id: str) -> str:
+    """Name, for :func:`begun`, of a step's message; ``id`` is the task's."""
+    return f"step.{id}"
+
+
+def begun(prefix: str, name: str) -> str:
+    """String: which copy of a message to a worker on the login node began last (``copies``)."""
+    return f"{prefix}begun.{name}"

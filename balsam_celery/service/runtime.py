@@ -85,6 +85,7 @@ class Service:
             self._prefix,
             self.engine.leadership,
             self.engine.outstanding,
+            site.settings.retry,
         )
         self._giving_at: dict[str, float] = {}
         self._fade_at = 0.0
