@@ -12,6 +12,12 @@ TASKS_QUEUE = "tasks"
 #: Name, in worker host names and queues, of the worker that runs tasks over several nodes.
 GANG = "gang"
 
+#: How other names begin that we, Celery or kombu have in Redis beside the queues of steps.
+_NAMES = (
+    "inbox", "acks.", "control.", "heartbeat.", "limits.", "claim.", "begun.", "pilot.",
+    "unacked", "_kombu", "celery-task", "chord-unlock",
+)  # fmt: skip
+
 #: Celery task whose message carries the queue that it is meant for (one that is moved or replayed
 #: elsewhere must start nothing) and a bundle of 1…n :class:`balsam_celery.wire.TaskSpec`.
 RUN = "balsam.run"
@@ -22,6 +28,11 @@ TRANSITION = "balsam.transition"
 
 #: File in an allocation's directory with the one line that says why its pilot could not start.
 ERROR_FILE = "error.txt"
+
+
+def is_ours(queue: str) -> bool:
+    """Whether a user's messages in a queue of that name would be in the way of the site's."""
+    return queue in (SERVICE_QUEUE, TRANSITIONS_QUEUE) or queue.startswith(_NAMES)
 
 
 def pilot_queue(pilot: str, node: str) -> str:

@@ -88,6 +88,20 @@ def lost(batch: Batch, id: str, attempt: int, reason: str) -> None:
         dispatch(batch, case, reason)
 
 
+def cannot_send(batch: Batch, id: str, attempt: int, reason: str) -> None:
+    """The message of a step's attempt can never be sent: the task is FAILED."""
+    batch.load([id])
+    case = batch.cases.get(id)
+    if case is None or case.attempt != attempt or case.state is not State.DISPATCHED:
+        return
+    batch.attempt_ended(id, attempt, ended=batch.now, outcome="cannot-start", reason=reason)
+    if case.row.kill_requested is not None:
+        _kill(batch, case, reason)
+        return
+    result = outcome(case.row, None, state=State.FAILED, reason=reason)
+    batch.go(case, State.RUN_ERROR, State.FAILED, message=reason, result=result)
+
+
 def _ran(batch: Batch, case: Case) -> None:
     if case.state is State.DISPATCHED:
         batch.go(case, State.RUNNING)

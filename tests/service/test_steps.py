@@ -1,4 +1,4 @@
-"""Steps whose worker dies."""
+"""Steps whose worker dies, or whose message cannot be sent."""
 
 from __future__ import annotations
 
@@ -62,3 +62,26 @@ def test_a_lost_step_that_is_to_be_killed(store: Store, began: bool) -> None:
     request_kill(store, ["s00001"], "enough")
     assert lose(store, 1, began=began) is S.USER_KILLED
     assert task(store, "s00001").reason == "enough"
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_step_whose_message_cannot_be_sent(store: Store, killed: bool) -> None:
+    add(store, step("s00001"))
+    advance(store)
+    if killed:
+        request_kill(store, ["s00001"], "enough")
+
+    def write(conn: Connection) -> None:
+        batch = Batch(conn, store.clock(), "service")
+        for attempt in (7, 1):
+            steps.cannot_send(batch, "s00001", attempt, "its message cannot be sent")
+        settle(batch)
+
+    store.run(write)
+    row = task(store, "s00001")
+    if killed:
+        assert (row.state, row.reason) == (S.USER_KILLED, "enough")
+    else:
+        assert (row.state, row.reason) == (S.FAILED, "its message cannot be sent")
+    [one] = attempts_of(store, "s00001")
+    assert (one.outcome, one.reason) == ("cannot-start", "its message cannot be sent")
