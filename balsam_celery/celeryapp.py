@@ -68,6 +68,11 @@ _STATIC: dict[str, Any] = {
 _HANDLERS = "balsam_celery.tasks.handlers"
 
 
+#: Seconds after which kombu sends again what a worker has and has not acknowledged. It may just
+#: wait behind something long; and what is lost of steps and hooks ``service.checks`` finds.
+_VISIBILITY = 7 * 86400
+
+
 def _redis_settings(settings: Settings, redis_url: str) -> dict[str, Any]:
     return {
         **celery_settings(redis_url),
@@ -87,8 +92,10 @@ def _login_settings(site: Site, role: str) -> dict[str, Any]:
         imports = (_HANDLERS,)
     elif role == "tasks":
         imports = site.settings.tasks.imports
+    redis_settings = _redis_settings(site.settings, site.redis_url())
+    redis_settings["broker_transport_options"]["visibility_timeout"] = _VISIBILITY
     return {
-        **_redis_settings(site.settings, site.redis_url()),
+        **redis_settings,
         "result_expires": site.settings.results.expires,
         "imports": imports,
     }

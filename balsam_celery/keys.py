@@ -12,6 +12,12 @@ TASKS_QUEUE = "tasks"
 #: Name, in worker host names and queues, of the worker that runs tasks over several nodes.
 GANG = "gang"
 
+#: How other names begin that we, Celery or kombu have in Redis beside the queues of steps.
+_NAMES = (
+    "inbox", "acks.", "control.", "heartbeat.", "limits.", "claim.", "begun.", "pilot.",
+    "unacked", "_kombu", "celery-task", "chord-unlock",
+)  # fmt: skip
+
 #: Celery task whose message carries the queue that it is meant for (one that is moved or replayed
 #: elsewhere must start nothing) and a bundle of 1…n :class:`balsam_celery.wire.TaskSpec`.
 RUN = "balsam.run"
@@ -22,6 +28,11 @@ TRANSITION = "balsam.transition"
 
 #: File in an allocation's directory with the one line that says why its pilot could not start.
 ERROR_FILE = "error.txt"
+
+
+def is_ours(queue: str) -> bool:
+    """Whether a user's messages in a queue of that name would be in the way of the site's."""
+    return queue in (SERVICE_QUEUE, TRANSITIONS_QUEUE) or queue.startswith(_NAMES)
 
 
 def pilot_queue(pilot: str, node: str) -> str:
@@ -62,3 +73,18 @@ def limits(prefix: str, pilot: str) -> str:
 def claim(prefix: str, allocation: str) -> str:
     """String: native id of the one job that may serve an allocation; its pilot sets it first."""
     return f"{prefix}claim.{allocation}"
+
+
+def hook_message(id: str) -> str:
+    """Name, for :func:`begun`, of a message to the transitions worker; ``id`` is its Celery id."""
+    return f"hook.{id}"
+
+
+def step_message(id: str) -> str:
+    """Name, for :func:`begun`, of a step's message; ``id`` is the task's."""
+    return f"step.{id}"
+
+
+def begun(prefix: str, name: str) -> str:
+    """String: which copy of a message to a worker on the login node began last (``copies``)."""
+    return f"{prefix}begun.{name}"

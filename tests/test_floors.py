@@ -58,6 +58,7 @@ FLOORS: dict[str, int] = {
     "jobscript": 1,
     "celeryapp": 1,
     "channel": 1,
+    "copies": 1,
     "store": 1,
     "schedulers": 1,
     "launchers": 1,

@@ -4,7 +4,8 @@ Workers on the login node keep no outbox. So the service asks: a message that wa
 that no living worker knows, twice in a row with a pause between, is lost, and is sent again (a step
 as a new attempt, so that a late end of the old one changes nothing). As long as a worker that has
 answered before does not, nothing is lost: that one may have it, and a second copy of a hook would
-end the first.
+end the first. What had begun may have taken its worker along: it is counted as cut short, and given
+up after too many of these.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from celery import Celery
 from sqlalchemy import Connection, select, text
 
 from balsam_celery import keys
-from balsam_celery.service import steps
+from balsam_celery.copies import hook_order, last_begun
+from balsam_celery.service import steps, transitions
 from balsam_celery.service.cases import Batch, Change
 from balsam_celery.service.hooks import Outstanding, StepKey, message_id
 from balsam_celery.service.leading import Leadership
 from balsam_celery.service.release import settle
+from balsam_celery.settings import RetrySettings
 from balsam_celery.store import schema
 from balsam_celery.store.engine import Store
 from balsam_celery.store.rows import EffectKind
@@ -60,6 +63,7 @@ class Checks:
         prefix: str,
         leadership: Leadership,
         outstanding: Outstanding,
+        retry: RetrySettings,
     ) -> None:
         self._store = store
         self._app = app
@@ -67,6 +71,7 @@ class Checks:
         self._prefix = prefix
         self._leadership = leadership
         self._outstanding = outstanding
+        self._retry = retry
         self._missed: set[object] = set()
         self._answered: dict[str, dict[str, float]] = {}  # by role and worker: when, the last time
         self._checked = 0.0
@@ -118,7 +123,8 @@ class Checks:
         """Ids that the workers of ``role`` have; ``None``: not all of them answer, or none."""
         matcher: Any = "glob"  # its name, whatever the stubs say
         inspect = self._app.control.inspect(timeout=_ANSWER, pattern=f"{role}@*", matcher=matcher)
-        answers = inspect.query_task(*ids) or {}
+        told = inspect.query_task(*ids) or {}
+        answers = {name: answer for name, answer in told.items() if "error" not in answer}
         now = self._store.clock()
         known = {
             name: last for name, last in self._answered.get(role, {}).items() if now - last < FORGET
@@ -135,11 +141,26 @@ class Checks:
         return set(_ids(self._client.lrange(f"{self._prefix}{queue}", 0, -1)))
 
     def _send_again(self, lost: Collection[StepKey]) -> None:
-        if lost:
-            self._drop_unacknowledged({message_id(key) for key in lost})
+        if not lost:
+            return
+        self._drop_unacknowledged({message_id(key) for key in lost})
+        begun = [key for key in lost if self._had_begun(key)]
+        given_up = self._leadership.run(lambda conn: self._cut(conn, begun)) if begun else {}
         for key in lost:
             log.warning("step %s of task %s was lost and is sent again", key[2], key[0])
-            self._outstanding.sent.pop(key, None)
+            self._outstanding.lose(key, self._store.clock(), given_up.get(key, ""))
+
+    def _had_begun(self, key: StepKey) -> bool:
+        name = keys.hook_message(message_id(key))
+        last = last_begun(self._client, self._prefix, name)
+        copy = self._outstanding.copies.get(key)
+        return last is not None and (copy is None or last == hook_order(copy))
+
+    def _cut(self, conn: Connection, begun: Collection[StepKey]) -> dict[StepKey, str]:
+        """Count these, that may have taken their worker along; why some are given up."""
+        batch = Batch(conn, self._store.clock(), "service", retry=self._retry)
+        batch.load([id for id, _, _ in begun])
+        return {key: transitions.cut(batch, *key, "its worker died") for key in begun}
 
     def _restart(self, lost: Collection[tuple[str, int]]) -> list[Change]:
         if not lost:
@@ -148,7 +169,7 @@ class Checks:
         self._drop_unacknowledged({id for id, _ in lost})
 
         def write(conn: Connection) -> list[Change]:
-            batch = Batch(conn, self._store.clock(), "service")
+            batch = Batch(conn, self._store.clock(), "service", retry=self._retry)
             for id, attempt in lost:
                 steps.lost(batch, id, attempt, "its worker died")
             settle(batch)

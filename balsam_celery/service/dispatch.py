@@ -77,9 +77,11 @@ class Dispatcher:
             ids = [one.message_id for one in pending]
             kill.end_steps(self._app, self._publisher, ids, now)
 
-    def hooks(self, pending: Collection[hooks.Pending], now: float) -> None:
-        """Send steps to the transitions worker."""
-        hooks.send(self._publisher, pending, self._run_dir, now)
+    def hooks(
+        self, pending: Collection[hooks.Pending], outstanding: hooks.Outstanding, now: float
+    ) -> None:
+        """Send steps to the transitions worker; ``outstanding`` notes each that is sent."""
+        hooks.send(self._publisher, pending, self._run_dir, outstanding, now)
 
     def kill(self, programs: Collection[TaskRow], steps: Collection[TaskRow]) -> None:
         """Send kill orders; steps are revoked on the tasks worker."""

@@ -1,8 +1,8 @@
 """Performs effects: Celery results, steps' messages, errbacks (R7).
 
 Each is repeated until it is acknowledged, and each is harmless when done twice: a result is
-brought in line with the row as it is then, a step's message carries its attempt, an errback's rows
-have fixed ids.
+brought in line with the row as it is then, a step's message carries its attempt, which begins once
+(``copies``), an errback's rows have fixed ids.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from typing import Any, Protocol
 from celery import Celery
 from kombu.exceptions import OperationalError
 from kombu.utils.json import loads as kombu_loads
-from redis.exceptions import RedisError
+from redis.exceptions import DataError, RedisError, ResponseError
 from sqlalchemy import Connection
 
 from balsam_celery import keys
 from balsam_celery.errors import InvalidInput, NotFound
-from balsam_celery.service import flower_events
+from balsam_celery.service import flower_events, steps
+from balsam_celery.service.cases import Batch
 from balsam_celery.service.outcome import celery_result
 from balsam_celery.service.publish import Publisher
-from balsam_celery.service.release import full_arguments, parent_results
+from balsam_celery.service.release import full_arguments, parent_results, settle
 from balsam_celery.states import FINAL, ON_PILOT
 from balsam_celery.store import effects, queries
 from balsam_celery.store.engine import Store
@@ -39,8 +40,23 @@ ATTEMPT_HEADER = "balsam_attempt"
 BATCH = 200
 #: Longest pause, in seconds, before an effect that failed by itself is tried again.
 _LONGEST = 300.0
+#: How often, with pauses of 63 s in all, a step's message is tried that cannot be sent.
+_TRIES = 7
 #: What says that Redis is away, and not that something is wrong with one effect.
 AWAY = (OperationalError, RedisError, ConnectionError, TimeoutError)
+#: A server that refuses everything for now; other refusals are of one command.
+_REFUSES = ("MISCONF", "NOREPLICAS", "BUSY", "UNKILLABLE")
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether ``error``, one of :data:`AWAY` or not, is for all effects and may pass by itself."""
+    cause = error.__cause__ if isinstance(error, OperationalError) and error.__cause__ else error
+    if isinstance(cause, DataError):
+        return False
+    # subclasses stand for a server that is full, read-only, refuses the password, …
+    if type(cause) is ResponseError:
+        return any(word in str(cause) for word in _REFUSES)
+    return isinstance(cause, AWAY)
 
 
 class ResultBackend(Protocol):
@@ -89,7 +105,7 @@ class Performer:
             results = parent_results(conn, sending)
         done: list[int] = []
         events: list[flower_events.Event] = []
-        failed: list[EffectRow] = []
+        failed: list[tuple[EffectRow, Exception]] = []
         stuck: set[str] = set()
         try:
             for effect in due:
@@ -99,11 +115,11 @@ class Performer:
                 try:
                     if row is not None:
                         self._one(effect, row, attempts.get(row.id), results, events)
-                except AWAY:
-                    raise
-                except Exception:
+                except Exception as error:
+                    if is_away(error):
+                        raise
                     log.exception("effect %s of task %s", effect.kind, effect.task)
-                    failed.append(effect)
+                    failed.append((effect, error))
                     stuck.add(effect.task)
                 else:
                     done.append(effect.id)
@@ -113,11 +129,26 @@ class Performer:
                 self._store.run(lambda conn: self._note(conn, done, failed))
         return len(done)
 
-    def _note(self, conn: Connection, done: Sequence[int], failed: Sequence[EffectRow]) -> None:
-        effects.done(conn, done)
-        for effect in failed:
+    def _note(
+        self,
+        conn: Connection,
+        done: Sequence[int],
+        failed: Sequence[tuple[EffectRow, Exception]],
+    ) -> None:
+        given_up = [
+            (effect, error)
+            for effect, error in failed
+            if effect.kind is EffectKind.SEND and effect.tries + 1 >= _TRIES
+        ]
+        effects.done(conn, [*done, *(effect.id for effect, _ in given_up)])
+        for effect, _ in failed:
             pause = min(2.0**effect.tries, _LONGEST)
             effects.failed(conn, effect.id, self._store.clock() + pause)
+        batch = Batch(conn, self._store.clock(), "service")
+        for effect, error in given_up:
+            reason = f"its message cannot be sent: {error}".splitlines()[0][:500]
+            steps.cannot_send(batch, effect.task, effect.payload["attempt"], reason)
+        settle(batch)
 
     def _one(
         self,

@@ -189,8 +189,7 @@ class Engine(threading.Thread):
             # an earlier life sent what waits; ``checks`` finds what was lost with it
             with self._store.read() as conn:
                 pending = hooks.pending(conn, self._store.clock())
-            self.outstanding.sent = {one.key: self._store.clock() for one in pending}
-            self.outstanding.tried = set(self.outstanding.sent)
+            self.outstanding.adopt(pending, self._store.clock())
         self._on_lead(leads)
 
     def _receive(self, letters: Letters) -> None:
@@ -280,10 +279,7 @@ class Engine(threading.Thread):
         self._out.add(placed.sent)
         self.courier.tell((*batch.changes, *placed.changes))
         self._out.flush()
-        unsent = self.outstanding.unsent(pending)
-        self.outstanding.tried |= {one.key for one in unsent}
-        self._out.hooks(unsent, now)
-        self.outstanding.sent.update({one.key: now for one in unsent})
+        self._out.hooks(self.outstanding.unsent(pending, now), self.outstanding, now)
         self._out.recall(placed.recalled, now)
         self._out.kill(doomed.programs, doomed.steps)
         ending = [one for one in ending if one.row.id in doomed.due]

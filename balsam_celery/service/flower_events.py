@@ -86,7 +86,8 @@ def of_final(row: TaskRow, attempt: AttemptRow | None) -> list[Event]:
     events = []
     if attempt is not None:
         worker = worker_on(attempt.pilot, attempt.nodes, row.num_nodes) or _SERVICE
-    if row.kind == "celery" and attempt is not None and attempt.outcome != "lost":
+    by_worker = attempt is not None and attempt.outcome not in ("lost", "cannot-start")
+    if row.kind == "celery" and by_worker:
         return []
     # the name and the arguments, also for one that never ran or for a Flower that started late
     events.append(received(row, worker, when, row.attempt))

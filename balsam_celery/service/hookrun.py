@@ -72,9 +72,9 @@ def run(
     step = order["step"]
     verdict = None
     try:
-        if order.get("killed") or killed():
+        if order.get("given_up") or order.get("killed") or killed():
             procs.end_all(_quarry(order), grace=_GRACE)
-            reason = f"{step}: killed"
+            reason = f"{step}: {order.get('given_up') or 'killed'}"
         elif step == "stage_in":
             reason = _stage_in(order["hook"], Path(order["staged"]))
         elif step == "stage_out":

@@ -61,18 +61,39 @@ class Outstanding:
 
     Attributes:
         sent: when, by step.
-        tried: steps of which a message may have been sent at any time: somebody may run them.
+        copies: steps of which a message may have been sent at any time: somebody may run them.
+            With the time that it carries, the same however often it takes to send it; ``None``:
+            an earlier life of the service sent it.
+        given_up: why a step, when it is sent next, is not to run any more but to be ended.
     """
 
     sent: dict[StepKey, float] = field(default_factory=dict)
-    tried: set[StepKey] = field(default_factory=set)
+    copies: dict[StepKey, float | None] = field(default_factory=dict)
+    given_up: dict[StepKey, str] = field(default_factory=dict)
 
-    def unsent(self, pending: Collection[Pending]) -> list[Pending]:
+    def adopt(self, pending: Collection[Pending], now: float) -> None:
+        """Take it that an earlier life has sent ``pending``; ``checks`` finds what it has not."""
+        self.sent = {one.key: now for one in pending}
+        self.copies = dict.fromkeys(self.sent)
+        self.given_up = {}
+
+    def unsent(self, pending: Collection[Pending], now: float) -> list[Pending]:
         """Those of ``pending`` to be sent; steps that nobody waits for any more are forgotten."""
         waiting = {one.key for one in pending}
         self.sent = {key: time for key, time in self.sent.items() if key in waiting}
-        self.tried &= waiting
-        return [one for one in pending if one.key not in self.sent]
+        self.copies = {key: time for key, time in self.copies.items() if key in waiting}
+        self.given_up = {key: why for key, why in self.given_up.items() if key in waiting}
+        unsent = [one for one in pending if one.key not in self.sent]
+        for one in unsent:
+            self.copies.setdefault(one.key, now)
+        return unsent
+
+    def lose(self, key: StepKey, now: float, given_up: str) -> None:
+        """Have a step sent anew, so that what was begun of it counts no more."""
+        self.copies[key] = now
+        if given_up:
+            self.given_up[key] = given_up
+        self.sent.pop(key, None)
 
 
 def end_killed(
@@ -84,7 +105,7 @@ def end_killed(
         The others that wait for a step: the transitions worker has to end it first (R8).
     """
     waiting = _awaiting(doomed)
-    over = [one for one in waiting if one.key not in outstanding.tried]
+    over = [one for one in waiting if one.key not in outstanding.copies]
     if over:
         batch.load([one.row.id for one in over])
         for one in over:
@@ -92,7 +113,7 @@ def end_killed(
             if case is not None and case.row.state is one.row.state is case.state:
                 transitions.end_killed(batch, case)
         settle(batch)
-    return [one for one in waiting if one.key in outstanding.tried]
+    return [one for one in waiting if one.key in outstanding.copies]
 
 
 def advance(batch: Batch) -> list[Pending]:
@@ -148,26 +169,43 @@ def _oldest(conn: Connection, condition: Any, now: float) -> dict[str, TaskRow]:
     return {row.id: TaskRow.of(row) for row in conn.execute(query).mappings()}
 
 
-def send(publisher: Publisher, pending: Collection[Pending], run_dir: Path, now: float) -> None:
+def send(
+    publisher: Publisher,
+    pending: Collection[Pending],
+    run_dir: Path,
+    outstanding: Outstanding,
+    now: float,
+) -> None:
     """Send the messages of steps, each with all that the transitions worker needs.
 
     Args:
         publisher: sends.
-        pending: which.
+        pending: which, from ``outstanding.unsent``.
         run_dir: the site's.
+        outstanding: notes each that Redis has taken.
         now: seconds since the epoch.
 
     Raises:
         kombu.exceptions.OperationalError: Redis did not take them; send them again later.
     """
     for one in pending:
-        publisher.task(
-            keys.TRANSITIONS_QUEUE, keys.TRANSITION, [order(one, run_dir, now)], id=one.message_id
-        )
+        # of another life's message nothing is known: this one is later
+        sent = outstanding.copies.get(one.key) or now
+        what = order(one, run_dir, sent, outstanding.given_up.get(one.key, ""))
+        publisher.task(keys.TRANSITIONS_QUEUE, keys.TRANSITION, [what], id=one.message_id)
+        outstanding.sent[one.key] = now
+        outstanding.given_up.pop(one.key, None)
 
 
-def order(one: Pending, run_dir: Path, now: float) -> dict[str, Any]:
-    """What the transitions worker is told, as JSON values."""
+def order(one: Pending, run_dir: Path, sent: float, given_up: str = "") -> dict[str, Any]:
+    """What the transitions worker is told, as JSON values.
+
+    Args:
+        one: the step.
+        run_dir: the site's.
+        sent: seconds since the epoch; the same in all copies of a message (``copies``).
+        given_up: why it is to be ended instead, if it is.
+    """
     row = one.row
     staged = staged_dir(run_dir, row)
     return {
@@ -182,7 +220,8 @@ def order(one: Pending, run_dir: Path, now: float) -> dict[str, Any]:
         "staged": str(staged) if staged else None,
         "work_dir": row.work_dir,
         "environment": row.environment,
-        "sent": now,
+        "sent": sent,
         # a step that was lost with its worker may have left something
         "killed": row.kill_requested is not None,
+        "given_up": given_up,
     }

@@ -81,8 +81,8 @@ def path(state: State, policy: Policy, ended: Ended) -> Path:
         wait = pause(policy.delay, policy.max_delay, policy.cuts + 1) if unfit else 0.0
         if state is State.DISPATCHED and ended.started is None:
             return Path((State.RESTART_READY,), reason, pause=wait)
-        if is_cut(ended) and policy.max_cuts is not None and policy.cuts + 1 >= policy.max_cuts:
-            return Path((*start, State.RUN_TIMEOUT, State.FAILED), _given_up(policy, reason))
+        if is_cut(ended) and is_last_cut(policy):
+            return Path((*start, State.RUN_TIMEOUT, State.FAILED), given_up(policy, reason))
         return Path((*start, State.RUN_TIMEOUT, State.RESTART_READY), reason, pause=wait)
     if ended.outcome == "cannot-start":
         start = ()
@@ -98,7 +98,13 @@ def is_cut(ended: Ended) -> bool:
     return ended.outcome in _CUT and ended.started is not None
 
 
-def _given_up(policy: Policy, reason: str) -> str:
+def is_last_cut(policy: Policy) -> bool:
+    """One more cut is one too many."""
+    return policy.max_cuts is not None and policy.cuts + 1 >= policy.max_cuts
+
+
+def given_up(policy: Policy, reason: str) -> str:
+    """Why a task is given up that was cut short too often, for the last time by ``reason``."""
     times = "once" if policy.cuts == 0 else f"{policy.cuts + 1} times"
     return (
         f"cut short {times} before it was done, and {policy.cuts_setting} in site.toml is"

@@ -86,6 +86,7 @@ class Service:
             self._prefix,
             self.engine.leadership,
             self.engine.outstanding,
+            site.settings.retry,
         )
         self._outboxes = Patient()
         self._giving_at: dict[str, float] = {}

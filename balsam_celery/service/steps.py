@@ -7,10 +7,10 @@ from typing import Any
 from balsam_celery.service.cases import Batch, Case
 from balsam_celery.service.ended import policy_of
 from balsam_celery.service.outcome import outcome
-from balsam_celery.service.rules import after_failure, after_success, failure_of
+from balsam_celery.service.rules import after_failure, after_success, failure_of, is_cut, path
 from balsam_celery.states import ON_PILOT, State
 from balsam_celery.store.rows import EffectKind
-from balsam_celery.wire import StepEnded
+from balsam_celery.wire import Ended, StepEnded
 
 #: Characters of a traceback kept in the attempt's row.
 _TAIL = 4096
@@ -65,18 +65,41 @@ def ended(batch: Batch, one: StepEnded) -> None:
 
 
 def lost(batch: Batch, id: str, attempt: int, reason: str) -> None:
-    """No worker knows an attempt of a step any more: try it again (it counts as no failure)."""
+    """No worker knows an attempt of a step any more: try it again, but not for ever.
+
+    It counts as no failure; one that had begun was cut short, as a program is.
+    """
     batch.load([id])
     case = batch.cases.get(id)
     if case is None or case.attempt != attempt or case.state not in ON_PILOT:
         return
+    began = batch.now if case.state is State.RUNNING else None
+    end = Ended(id, attempt, "lost", reason, batch.now, started=began)
     batch.attempt_ended(id, attempt, ended=batch.now, outcome="lost", reason=reason)
+    way = path(case.state, policy_of(case, batch.retry), end)
+    if way.states[-1] is State.USER_KILLED:
+        _kill(batch, case, reason)
+        return
+    values: dict[str, Any] = {"cuts": case.row.cuts + is_cut(end)}
+    if way.states[-1] is State.FAILED:
+        values["result"] = outcome(case.row, None, state=State.FAILED, reason=way.reason)
+    batch.go(case, *way.states, message=way.reason, **values)
+    if case.state is State.RESTART_READY:
+        dispatch(batch, case, reason)
+
+
+def cannot_send(batch: Batch, id: str, attempt: int, reason: str) -> None:
+    """The message of a step's attempt can never be sent: the task is FAILED."""
+    batch.load([id])
+    case = batch.cases.get(id)
+    if case is None or case.attempt != attempt or case.state is not State.DISPATCHED:
+        return
+    batch.attempt_ended(id, attempt, ended=batch.now, outcome="cannot-start", reason=reason)
     if case.row.kill_requested is not None:
         _kill(batch, case, reason)
         return
-    between = (State.RUN_TIMEOUT,) if case.state is State.RUNNING else ()
-    batch.go(case, *between, State.RESTART_READY, message=reason)
-    dispatch(batch, case, reason)
+    result = outcome(case.row, None, state=State.FAILED, reason=reason)
+    batch.go(case, State.RUN_ERROR, State.FAILED, message=reason, result=result)
 
 
 def _ran(batch: Batch, case: Case) -> None:

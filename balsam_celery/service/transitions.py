@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from sqlalchemy import update
+
 from balsam_celery.service.cases import Batch, Case
+from balsam_celery.service.ended import policy_of
 from balsam_celery.service.outcome import outcome
 from balsam_celery.service.release import fail
+from balsam_celery.service.rules import given_up, is_last_cut
 from balsam_celery.states import State
+from balsam_celery.store import schema
 from balsam_celery.store.queries import last_attempts
 from balsam_celery.store.rows import TaskRow
 from balsam_celery.wire import TransitionEnded
@@ -41,6 +46,22 @@ def ended(batch: Batch, one: TransitionEnded) -> None:
         fail(batch, case, one.reason or f"{one.step} failed")
         return
     _go_on(batch, case, one)
+
+
+def cut(batch: Batch, id: str, attempt: int, step: str, reason: str) -> str:
+    """Count that a step which had begun was lost with its worker.
+
+    Returns:
+        Why it must not begin again, if it must not.
+    """
+    case = batch.cases.get(id)
+    if case is None or case.attempt != attempt or awaited(case.row) != step:
+        return ""
+    batch.conn.execute(
+        update(schema.task).where(schema.task.c.id == id).values(cuts=case.row.cuts + 1)
+    )
+    policy = policy_of(case, batch.retry)
+    return given_up(policy, reason) if is_last_cut(policy) else ""
 
 
 def end_killed(batch: Batch, case: Case) -> None:

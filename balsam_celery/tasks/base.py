@@ -9,7 +9,7 @@ import importlib
 from typing import Any
 
 from celery import Task, signals
-from celery.exceptions import ImproperlyConfigured
+from celery.exceptions import Ignore, ImproperlyConfigured
 
 from balsam_celery.errors import InvalidInput
 from balsam_celery.tasks import hook
@@ -18,6 +18,8 @@ from balsam_celery.tasks import hook
 ATTEMPT_HEADER = "balsam_attempt"
 #: Attribute of a request whose task was replaced, so that another one will answer for it.
 REPLACED = "balsam_replaced"
+#: Attribute of a step's request: the ``copies.Copy`` that it has begun.
+COPY = "balsam_copy"
 
 hook.install()
 
@@ -57,6 +59,16 @@ class BalsamTask(Task):  # type: ignore[type-arg]
         return super().apply_async(
             args, kwargs, task_id, producer, link, link_error, shadow, **options
         )
+
+    def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
+        """As Celery's; a step whose message has begun before ends here.
+
+        Raises:
+            Ignore: it has.
+        """
+        if attempt_of(self.request) is not None and getattr(self.request, COPY, None) is None:
+            raise Ignore("another copy of this message has begun")
+        super().before_start(task_id, args, kwargs)
 
     def replace(self, sig: Any) -> Any:
         """As Celery's, for ordinary tasks.

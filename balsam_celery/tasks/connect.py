@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import redis
 from celery import Celery
@@ -15,6 +17,12 @@ from balsam_celery.errors import SiteError
 from balsam_celery.site import Site, connect_store
 from balsam_celery.store.engine import Store
 from balsam_celery.wire import Record, Report, encode
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+#: Shortest and longest pause, in seconds, while Redis is away.
+_PAUSES = (0.05, 5.0)
 
 _stores: dict[tuple[int, str], Store] = {}
 _clients: dict[tuple[int, str], redis.Redis] = {}
@@ -52,21 +60,43 @@ def store_of(app: Celery[Any]) -> Store:
         return _stores[key]
 
 
-def push(app: Celery[Any], *records: Record) -> None:
-    """Put ``records`` into the service's inbox.
-
-    Raises:
-        redis.exceptions.RedisError: Redis did not take them.
-    """
+def client_of(app: Celery[Any]) -> redis.Redis:
+    """The Redis of the site, one client a process; safe between threads."""
     site = site_of(app)
     key = (os.getpid(), str(site.directory))
     with _lock:
         if key not in _clients:
             # short: a client that finds Redis down must not stand still (the row is in SQL)
             _clients[key] = redis_client(site, timeout=3.0)
-        client = _clients[key]
+        return _clients[key]
+
+
+def push(app: Celery[Any], *records: Record) -> None:
+    """Put ``records`` into the service's inbox.
+
+    Raises:
+        redis.exceptions.RedisError: Redis did not take them.
+    """
     report = Report(records=tuple((0, record) for record in records))
-    client.rpush(keys.inbox(site.settings.key_prefix), encode(report))
+    inbox = keys.inbox(site_of(app).settings.key_prefix)
+    client_of(app).rpush(inbox, encode(report))
+
+
+def until_done(what: str, call: Callable[[], T]) -> T:
+    """Call, as often as it takes, for a worker that cannot go on without Redis.
+
+    Args:
+        what: of a task, for the log.
+        call: raises ``redis.exceptions.RedisError`` as long as Redis is away.
+    """
+    pause = _PAUSES[0]
+    while True:
+        try:
+            return call()
+        except redis.exceptions.RedisError as error:
+            log.warning("%s waits: %s", what, error)
+            threading.Event().wait(pause)
+            pause = min(2 * pause, _PAUSES[1])
 
 
 def close(app: Celery[Any]) -> None:

@@ -9,26 +9,23 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from typing import Any
 
 from celery import bootsteps
 from celery.worker.consumer.tasks import Tasks
 from celery.worker.control import control_command
-from redis.exceptions import RedisError
 
 from balsam_celery import keys, procs
 from balsam_celery.celeryapp import ROLE_VARIABLE, app, current_site
+from balsam_celery.copies import Copy, hook_order
 from balsam_celery.schedulers import make_scheduler
 from balsam_celery.service import hookrun, kill
 from balsam_celery.service.runtime import Service
 from balsam_celery.site import Site, connect_store
-from balsam_celery.tasks.connect import push
+from balsam_celery.tasks.connect import client_of, push, until_done
 
 log = logging.getLogger(__name__)
 
-#: Shortest and longest pause, in seconds, while Redis takes no report.
-_PAUSES = (0.5, 10.0)
 #: Steps that the service wants to be ended here.
 _KILLED = hookrun.Killed()
 
@@ -147,20 +144,24 @@ def housekeep() -> None:
 
 @app.task(name=keys.TRANSITION, ignore_result=True)
 def transition(order: dict[str, Any]) -> None:
-    """Do one step of staging or one hook, and report it until Redis takes the report."""
+    """Do one step of staging or one hook, and report it until Redis takes the report.
+
+    A message that comes twice or late is dropped: its program would end that of the first.
+    """
     site = current_site()
     id, sent = f"{order['id']}.{order['attempt']}.{order['step']}", order.get("sent", 0.0)
+    key = keys.begun(site.settings.key_prefix, keys.hook_message(id))
+    copy, client = Copy(key, hook_order(sent)), client_of(app)
+    if not until_done(f"the start of {id}", lambda: copy.begin(client)):
+        log.warning("dropped a message of %s: it, or a later one, has begun before", id)
+        return
     timeout = site.settings.transitions.step_timeout
     ended = hookrun.run(order, _variables(site), timeout, lambda: _KILLED.has(id, sent))
-    pause = _PAUSES[0]
-    while True:
-        try:
-            push(app, ended)
-            return
-        except RedisError as error:
-            log.warning("the end of %s of task %s waits: %s", ended.step, ended.id, error)
-            threading.Event().wait(pause)
-            pause = min(2 * pause, _PAUSES[1])
+    what = f"the end of {ended.step} of task {ended.id}"
+    if not until_done(what, lambda: copy.end(client)):
+        log.warning("%s is not told: it was taken for lost and has begun anew", what)
+        return
+    until_done(what, lambda: push(app, ended))
 
 
 def _variables(site: Site) -> dict[str, str]:

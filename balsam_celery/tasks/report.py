@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import Any
 
-import redis
 from celery import Celery
 
-from balsam_celery.tasks.connect import push
+from balsam_celery.tasks.connect import push, until_done
 from balsam_celery.wire import StepEnded
-
-log = logging.getLogger(__name__)
-
-_LONGEST_PAUSE = 5.0
 
 
 def report_end(
@@ -38,13 +32,4 @@ def report_end(
         traceback=None if traceback is None else str(traceback),
         time=time.time(),
     )
-    pause = 0.05
-    while True:
-        try:
-            push(app, ended)
-        except redis.exceptions.RedisError as error:
-            log.warning("Redis does not take the end of step %s, trying again: %s", id, error)
-            time.sleep(pause)
-            pause = min(pause * 2, _LONGEST_PAUSE)
-        else:
-            return
+    until_done(f"the end of step {id}", lambda: push(app, ended))

@@ -4,11 +4,15 @@ Stock ``revoke`` makes every worker that hears it store REVOKED, whether it hold
 and refuse the task's id for hours, a later retry included. So ``revoke`` and ``terminate``, by
 whomever they are sent (``AsyncResult.revoke``, ``celery control``, Flower), are forwarded to the
 service. For a task that has no row the service sends ``revoke_ordinary``, which is Celery's own.
+
+Celery knows requests by id, and forgets a running one when a copy of its message, or the message
+that it was retried from, is done. Then stock ``query_task`` does not tell of it, so that it would
+be taken for lost, and stock ``revoke`` cannot end it: here both look among what really runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from celery.utils.functional import maybe_list
@@ -49,23 +53,40 @@ def revoke_ordinary(
 ) -> Any:
     """Celery's own revoke, for tasks of its own and for attempts of steps."""
     ids = {str(id) for id in maybe_list(task_id) or ()}
-    for id, attempt in {**_held(ids), **(attempts or {})}.items():
+    requests = _held(ids)
+    worker_state.requests.update(requests)
+    held = {id: attempt_of(request._context) for id, request in requests.items()}
+    known = {id: attempt for id, attempt in held.items() if attempt is not None}
+    for id, attempt in {**known, **(attempts or {})}.items():
         remember_revoked(id, attempt)
     return _stock_revoke(state, list(ids), terminate=terminate, signal=signal)
 
 
-def _held(ids: Iterable[str]) -> dict[str, int]:
-    """Attempts of those steps among ``ids`` that this worker holds."""
-    held = {}
-    for id in ids:
-        request = worker_state.requests.get(id)
-        attempt = None if request is None else attempt_of(request._context)
-        if attempt is not None:
-            held[id] = attempt
-    return held
+def query_task(state: Any, ids: Any, **_: Any) -> Any:
+    """As Celery's own, of all that this worker has."""
+    held = _held({str(id) for id in maybe_list(ids) or ()})
+    return {id: (_state_of(request), request.info()) for id, request in held.items()}
 
 
-_stock_revoke: Any = vars(control)["revoke"]  # missing in the stubs
+def _held(ids: Collection[str]) -> dict[str, Any]:
+    """Requests of those among ``ids`` that this worker has; of copies the one that runs."""
+    found: dict[str, Any] = {}
+    for kind in ("scheduled_requests", "reserved_requests", "active_requests"):
+        requests = _listed(vars(worker_state)[kind])
+        found |= {request.id: request for request in requests if request.id in ids}
+    return found
+
+
+def _listed(requests: Iterable[Any]) -> list[Any]:
+    while True:
+        try:
+            return list(requests)
+        except RuntimeError:
+            continue  # another thread has put one in
+
+
+_stock_revoke: Any = vars(control)["revoke"]  # missing in the stubs, both
+_state_of: Any = vars(control)["_state_of_task"]
 
 
 def install() -> None:
@@ -79,6 +100,9 @@ def install() -> None:
         signature="<signal> [id1 [id2 [... [idN]]]]",
         variadic="task_id",
     )(terminate)
+    control.inspect_command(name="query_task", variadic="ids", signature="[id1 [id2 [... [idN]]]]")(
+        query_task
+    )
     control.control_command(
         name="revoke_ordinary", variadic="task_id", signature="[id1 [id2 [... [idN]]]]"
     )(revoke_ordinary)

@@ -22,7 +22,7 @@ from balsam_celery.settings import Settings
 from balsam_celery.store import applications
 from balsam_celery.store.engine import Store
 from balsam_celery.store.insert import NewTask
-from balsam_celery.tasks import hook
+from balsam_celery.tasks import hook, stepoptions
 from balsam_celery.tasks.options import NAMES, TaskOptions, changed, plain_json, unknown
 from balsam_celery.tasks.program import Program
 
@@ -165,7 +165,7 @@ class RowMaker:
         ``celery`` is ``{"options": …}``, for ``app.send_task``: queue, time limits and the like.
 
         Raises:
-            InvalidInput: an argument that JSON cannot hold.
+            InvalidInput: an argument that JSON cannot hold, an option that no message can carry.
             TypeError: arguments that do not fit the task's signature, as Celery says it.
         """
         defaults = {} if type_ is None else type_._get_exec_options()
@@ -187,6 +187,7 @@ class RowMaker:
         serializer = merged.get("serializer")
         if serializer not in (None, "json"):
             raise InvalidInput(f"task {name}: serializer is {serializer!r}: messages are 'json'")
+        stepoptions.check(name, merged, self.now)
         if upstream.parents:
             send["parent_id"] = upstream.parents[0]
         not_before, countdown = self._timing(merged, bool(upstream.parents))

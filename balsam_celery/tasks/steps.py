@@ -2,7 +2,7 @@
 
 A step is an ordinary Celery task that stands in a canvas with programs. Its message carries the
 number of its attempt and nothing of the canvas; the worker's reports are all that the service
-needs to go on.
+needs to go on. A message may come twice or late; its body runs once (``copies``).
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from celery.canvas import maybe_signature
 from celery.worker import state as worker_state
 from celery.worker.request import Request
 
+from balsam_celery import keys
+from balsam_celery.copies import Copy, step_order
 from balsam_celery.errors import TaskFailed, TaskTimeout
-from balsam_celery.tasks.base import REPLACED, attempt_of
-from balsam_celery.tasks.connect import push
+from balsam_celery.tasks.base import COPY, REPLACED, attempt_of
+from balsam_celery.tasks.connect import client_of, push, site_of, until_done
 from balsam_celery.wire import StepStarted
 
 log = logging.getLogger(__name__)
@@ -34,10 +36,32 @@ _REMEMBERED = 10_000
 _revoked: OrderedDict[str, int] = OrderedDict()
 
 
+def _copy_of(app: Celery[Any], id: str, request: Any) -> Copy:
+    """The copy of a step's message that ``request`` holds."""
+    order = step_order(
+        attempt_of(request) or 0,
+        getattr(request, "replaced_task_nesting", None) or 0,
+        getattr(request, "retries", None) or 0,
+    )
+    return Copy(keys.begun(site_of(app).settings.key_prefix, keys.step_message(id)), order)
+
+
+def _begin(app: Celery[Any], id: str, copy: Copy) -> bool:
+    """Whether this copy may run; waits for Redis."""
+    begins = until_done(f"the start of step {id}", lambda: copy.begin(client_of(app)))
+    if not begins:
+        log.warning("dropped a message of step %s: it, or a later one, has begun before", id)
+    return begins
+
+
 def _on_prerun(task_id: str, task: Any, **_: Any) -> None:
     attempt = attempt_of(task.request)
     if attempt is None:
         return
+    copy = _copy_of(task.app, task_id, task.request)
+    if not _begin(task.app, task_id, copy):
+        return
+    setattr(task.request, COPY, copy)
     started = StepStarted(
         id=task_id, attempt=attempt, time=time.time(), worker=task.request.hostname or ""
     )
@@ -49,16 +73,23 @@ def _on_prerun(task_id: str, task: Any, **_: Any) -> None:
 
 
 def _on_postrun(task_id: str, task: Any, state: str, **_: Any) -> None:
-    """Celery stores nothing for a task that raises Ignore, so a canvas would wait for ever."""
-    if attempt_of(task.request) is None or state != states.IGNORED:
+    copy = getattr(task.request, COPY, None)
+    if copy is None:
         return
-    if getattr(task.request, REPLACED, False):
-        return  # the replacement will tell
-    error = TaskFailed("the task raised Ignore, so it has no result to hand on")
-    task.backend.mark_as_failure(task_id, error, request=task.request)
+    try:
+        copy.end(client_of(task.app))
+    except redis.exceptions.RedisError as away:
+        log.info("what is remembered of step %s stays for longer: %s", task_id, away)
+    # Celery stores nothing for a task that raises Ignore, so a canvas would wait for ever
+    if state == states.IGNORED and not getattr(task.request, REPLACED, False):
+        error = TaskFailed("the task raised Ignore, so it has no result to hand on")
+        task.backend.mark_as_failure(task_id, error, request=task.request)
 
 
-class StepRequest(Request):
+_Stock: Any = Request  # the stubs lack some of it
+
+
+class StepRequest(_Stock):  # type: ignore[misc]
     """Celery's request of a task; a revoked step may run again as a later attempt."""
 
     _context: Any  # Celery's; missing in its stubs
@@ -74,6 +105,17 @@ class StepRequest(Request):
         if self.id in worker_state.revoked:
             remember_revoked(self.id, attempt)
         return bool(super().revoked())
+
+    def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
+        """Say that it was revoked or has expired; nothing of a copy of what runs elsewhere."""
+        if not terminated and attempt_of(self._context) is not None:
+            app = self.task.app
+            if not _begin(app, self.id, _copy_of(app, self.id, self._context)):
+                worker_state.task_ready(self)
+                self.acknowledge()
+                self._already_revoked = True
+                return
+        super()._announce_revoked(reason, terminated, signum, expired)
 
 
 def remember_revoked(id: str, attempt: int) -> None:

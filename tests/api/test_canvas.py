@@ -223,7 +223,20 @@ def test_ordinary_tasks_in_a_canvas_are_rows(play: Played) -> None:
         chain(add.s("a\0b"), p.s()).apply_async()
     with pytest.raises(InvalidInput, match="cannot hold a program"):
         chain(xmap(p.s(), [1], app=play.app), p.s()).apply_async()
+    for option, part in (
+        ({"expires": "soon"}, "expires is 'soon': give seconds"),
+        ({"expires": -1e12}, "expires is"),
+        ({"expires": [1]}, "expires is"),
+        ({"queue": "unacked"}, "queue is 'unacked', which is the site's"),
+        ({"queue": "transitions"}, "queue is 'transitions'"),
+        ({"queue": "pilot.p1.n0"}, "queue is"),
+    ):
+        with pytest.raises(InvalidInput, match=part):
+            chain(add.s(1).set(**option), p.s()).apply_async()
     assert len(play.rows()) == 3
+    given = {"expires": moment, "queue": "mine"}
+    kept = chain(p.s(1), add.s(2).set(**given)).apply_async()
+    assert play.task(kept.id).celery["options"]["queue"] == "mine"
 
 
 def test_canvases_without_programs_stay_celerys(play: Played) -> None:

@@ -91,6 +91,14 @@ def sleeper(path):
     time.sleep(600)
 
 
+@shared_task(bind=True)
+def held(self, path):
+    with open(path, "a") as file:
+        file.write(f"{self.request.balsam_attempt}\\n")
+    while not Path(path + ".go").exists():
+        time.sleep(0.02)
+
+
 @shared_task
 def start_program():
     return inner.delay("from a task").id
@@ -272,6 +280,49 @@ def test_a_step_is_killed_and_its_retry_runs(
     assert service.end("s-early").state == "REVOKED"
     service.send("add", 1, id="s-early", attempt=2)
     assert service.end("s-early", 2).state == "SUCCESS"
+
+
+def test_a_message_that_comes_twice_or_late_runs_no_step(
+    worker: object, service: Service, tmp_path: Path
+) -> None:
+    """Sent again by a service that was killed before it noted it, or restored by the broker."""
+    ran, go = tmp_path / "ran", tmp_path / "ran.go"
+
+    def again(attempt: int, **options: Any) -> None:
+        service.publisher.task(
+            keys.TASKS_QUEUE, "user_steps.held", [str(ran)], id="s-held",
+            headers={"balsam_attempt": attempt}, **options,
+        )  # fmt: skip
+
+    def pass_by(number: int) -> None:
+        """What comes after has run, so what was sent before has been looked at."""
+        service.send("add", 1, id=f"s-after{number}")
+        service.end(f"s-after{number}")
+
+    again(2)
+    wait_until(lambda: ran.exists() and ran.read_text() == "2\n", 20, "the step runs")
+    again(2)
+    again(1)
+    again(2, expires=-5)
+    pass_by(1)
+    go.touch()
+    assert service.end("s-held", 2).state == "SUCCESS"
+    again(2)
+    again(2, expires=-5)
+    pass_by(2)
+    assert ran.read_text() == "2\n"
+    # the worker still knows the one that runs: it is not taken for lost, and can be killed
+    go.unlink()
+    again(3)
+    wait_until(lambda: ran.read_text() == "2\n3\n", 20, "the next attempt runs")
+    again(3)
+    pass_by(3)
+    [held] = service.play.app.control.inspect().query_task("s-held").values()
+    assert held["s-held"][0] == "active"
+    revoke(service, "s-held", terminate=True, attempts={"s-held": 3})
+    assert service.end("s-held", 3).state == "REVOKED"
+    told = [one for one in service.records if isinstance(one, StepEnded) and one.id == "s-held"]
+    assert [(one.attempt, one.state) for one in told] == [(2, "SUCCESS"), (3, "REVOKED")]
 
 
 def test_an_ordinary_task_is_revoked_as_in_celery(

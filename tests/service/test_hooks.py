@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kombu.exceptions import OperationalError
 from sqlalchemy import Connection
 
 from balsam_celery import procs
-from balsam_celery.service import hookrun, hooks, kill
+from balsam_celery.service import hookrun, hooks, kill, transitions
 from balsam_celery.service.cases import Batch
 from balsam_celery.service.requests import request_kill
+from balsam_celery.settings import RetrySettings
 from balsam_celery.states import State
 from balsam_celery.store.engine import Store
 from balsam_celery.store.insert import NewTask
@@ -130,12 +132,92 @@ def test_a_bad_command_fails_before_anything_is_staged(store: Store) -> None:
 def test_each_step_is_sent_once(store: Store) -> None:
     add(store, hooked("t00001", hooks={"stage_in": ["x"], "preprocess": ["p"]}))
     outstanding = hooks.Outstanding()
-    [one] = outstanding.unsent(advance(store))
+    [one] = outstanding.unsent(advance(store), 1.0)
     outstanding.sent[one.key] = 1.0
-    assert not outstanding.unsent(advance(store))
+    assert not outstanding.unsent(advance(store), 2.0)
     tell(store, done("t00001", "stage_in"))
-    assert [two.step for two in outstanding.unsent(advance(store))] == ["preprocess"]
+    assert [two.step for two in outstanding.unsent(advance(store), 3.0)] == ["preprocess"]
     assert not outstanding.sent
+
+
+class Publisher:
+    """Takes orders of hooks; of the next ones so many get no answer."""
+
+    def __init__(self) -> None:
+        self.taken: list[dict[str, Any]] = []
+        self.deaf = 0
+
+    def task(self, queue: str, name: str, args: list[dict[str, Any]], *, id: str) -> None:
+        """Take the message, whether it answers or not."""
+        self.taken += args
+        if self.deaf:
+            self.deaf -= 1
+            raise OperationalError("timed out")
+
+
+def test_a_message_that_may_have_been_sent_is_sent_again_as_the_same(store: Store) -> None:
+    """Redis took it and did not say so: of two that differ both would run."""
+    for id in ("t00001", "t00002"):
+        add(store, hooked(id, hooks={"preprocess": ["x"]}))
+    publisher, outstanding = Publisher(), hooks.Outstanding()
+    typed: Any = publisher
+
+    def send(now: float) -> None:
+        unsent = outstanding.unsent(advance(store), now)
+        hooks.send(typed, unsent, Path("/run"), outstanding, now)
+
+    publisher.deaf = 1
+    with pytest.raises(OperationalError):
+        send(10.0)
+    send(20.0)
+    first, *others = publisher.taken
+    assert [one["id"] for one in others] == [
+        first["id"],
+        ({"t00001", "t00002"} - {first["id"]}).pop(),
+    ]
+    assert {one["sent"] for one in publisher.taken} == {10.0}
+    # what was lost is another message
+    outstanding.lose((first["id"], 0, "preprocess"), 30.0, "")
+    send(40.0)
+    assert (publisher.taken[-1]["id"], publisher.taken[-1]["sent"]) == (first["id"], 30.0)
+    assert len(publisher.taken) == 4
+
+
+@pytest.mark.parametrize("step", ["preprocess", "handler"])
+def test_a_hook_that_takes_its_worker_along_is_given_up(store: Store, step: str) -> None:
+    add_pilot(store)
+    add(store, hooked("t00001", hooks={step: ["x"]}))
+    advance(store)
+    if step == "handler":
+        start(store)
+        tell(store, ended("t00001", code=1))
+    attempt = task(store, "t00001").attempt
+    said = RetrySettings(max_cuts=3)
+
+    def cut(step: str) -> str:
+        def write(conn: Connection) -> str:
+            one = Batch(conn, store.clock(), "service", retry=said)
+            one.load(["t00001"])
+            return transitions.cut(one, "t00001", attempt, step, "its worker died")
+
+        return store.run(write)
+
+    assert cut("stage_out") == "", "nobody waits for that"
+    assert [cut(step), cut(step)] == ["", ""]
+    reason = cut(step)
+    assert reason.startswith("cut short 3 times before it was done, and [retry] max_cuts")
+    assert task(store, "t00001").cuts == 3
+    outstanding, publisher = hooks.Outstanding(), Publisher()
+    typed: Any = publisher
+    outstanding.lose(("t00001", attempt, step), 5.0, reason)
+    for _ in range(2):
+        unsent = outstanding.unsent(advance(store), 6.0)
+        hooks.send(typed, unsent, Path("/run"), outstanding, 6.0)
+    [sent] = publisher.taken
+    told = hookrun.run(sent, {}, 10)
+    tell(store, told)
+    row = task(store, "t00001")
+    assert (row.state, row.reason) == (S.FAILED, f"{step}: {reason}")
 
 
 def order(tmp_path: Path, step: str, hook: list[Any], **fields: Any) -> dict[str, Any]:
@@ -219,7 +301,7 @@ def test_a_kill_waits_for_the_end_of_a_step(store: Store, step: str) -> None:
         start(store)
         tell(store, ended("t00001", code=int(step == "handler")))
     row = task(store, "t00001")
-    outstanding = hooks.Outstanding(tried={(row.id, row.attempt, step)})
+    outstanding = hooks.Outstanding(copies={(row.id, row.attempt, step): 1.0})
     answer = request_kill(store, ["t00001"], "enough")
     assert (answer.done, answer.requested) == ((), ("t00001",))
     [one] = store.run(lambda conn: hooks.end_killed(batch(store, conn), doomed(store), outstanding))
@@ -309,10 +391,13 @@ def test_a_hook_that_hangs_is_killed_with_its_children(tmp_path: Path) -> None:
 
 def test_what_an_earlier_worker_left_of_a_hook_ends_first(tmp_path: Path) -> None:
     environment = {**os.environ, "BALSAM_HOOK": "t00001.1.handler"}
-    left = subprocess.Popen(["sleep", "600"], env=environment, start_new_session=True)
-    told = hookrun.run(order(tmp_path, "handler", ["echo", "fail"]), dict(os.environ), 30)
-    assert told.verdict == "fail"
-    assert left.wait(10) == -signal.SIGKILL
+    for given_up in ("", "cut short 3 times"):
+        left = subprocess.Popen(["sleep", "600"], env=environment, start_new_session=True)
+        asked = order(tmp_path, "handler", ["echo", "fail"], given_up=given_up)
+        told = hookrun.run(asked, dict(os.environ), 30)
+        assert told.verdict == (None if given_up else "fail")
+        assert left.wait(10) == -(signal.SIGTERM if given_up else signal.SIGKILL)
+    assert told.reason == "handler: cut short 3 times"
 
 
 def test_steps_do_not_wait_behind_what_waits_for_the_transitions_worker(

@@ -96,3 +96,9 @@ def test_pilots_have_no_backend_and_acknowledge_early(site: Site) -> None:
     assert settings["result_backend"] == "disabled://"
     assert settings["broker_transport_options"]["ack_emulation"] is False
     assert settings["imports"] == ()
+
+
+def test_what_waits_behind_a_long_step_is_not_sent_again(site: Site) -> None:
+    """Kombu's default is an hour, the time of a single stage-out."""
+    told = settings_for(site)["broker_transport_options"]
+    assert told["visibility_timeout"] >= 24 * site.settings.transitions.step_timeout

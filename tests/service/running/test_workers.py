@@ -70,7 +70,9 @@ def soon(
     """Checks of the transitions worker that come a second after each other."""
     monkeypatch.setattr(checks, "PAUSE", 1.0)
     client, prefix = redis_client(site), site.settings.key_prefix
-    return checks.Checks(store, app, client, prefix, engine.leadership, engine.outstanding)
+    return checks.Checks(
+        store, app, client, prefix, engine.leadership, engine.outstanding, site.settings.retry
+    )
 
 
 def living(pids: Path) -> list[int]:
@@ -205,6 +207,36 @@ def test_what_a_hook_leaves_behind_ends_with_it(
     assert not procs.children_of(worker.process.pid)
 
 
+def test_a_message_that_comes_twice_or_late_runs_no_hook(
+    make_engine: Callable[[], Engine], workers: Workers, store: Store, site: Site, player: Player
+) -> None:
+    """Each program of a hook first ends what is left of it: a second one would end the first."""
+    engine = make_engine()
+    wait_until(lambda: engine._term is not None, 20, "it leads, and takes nothing for sent")
+    ran, go = site.directory / "ran", site.directory / "go"
+    script = f"echo $$ >> {ran}; until [ -e {go} ]; do sleep 0.05; done"
+    hooked = dataclasses.replace(program("t00001"), hooks={"preprocess": ["sh", "-c", script]})
+    add(store, hooked, now=time.time())
+    queue = f"{player.prefix}{keys.TRANSITIONS_QUEUE}"
+    [message] = wait_until(lambda: player.client.lrange(queue, 0, -1), 20, "it is sent")
+    worker = workers.start("transitions", "one", "-P", "threads", "-c", "2")
+    wait_until(lambda: len(read_lines(ran)) == 1, 20, "the hook runs")
+
+    def again(times: int) -> None:
+        player.client.lpush(queue, message)
+        dropped = "dropped a message of t00001.0.preprocess"
+        wait_until(lambda: worker.log.read_text().count(dropped) == times, 20, "it is dropped")
+
+    again(1)
+    query = worker.inspect("query_task", "t00001.0.preprocess")
+    assert query["t00001.0.preprocess"][0] == "active", "it is not taken for lost"
+    go.touch()
+    wait_state(store, "t00001", S.PREPROCESSED)
+    again(2)
+    assert len(read_lines(ran)) == 1
+    assert history(store, "t00001")[-2:] == [S.READY, S.PREPROCESSED]
+
+
 def test_a_hook_is_not_lost_while_a_worker_that_may_run_it_is_silent(
     make_engine: Callable[[], Engine],
     workers: Workers,
@@ -254,7 +286,7 @@ def test_steps_whose_worker_dies_start_again(
     engine = make_engine()
     check = checks.Checks(
         store, app, redis_client(site), site.settings.key_prefix, engine.leadership,
-        engine.outstanding,
+        engine.outstanding, site.settings.retry,
     )  # fmt: skip
     first = workers.start("tasks", "one", "-c", "1")
     hold = dataclasses.replace(step("s00001"), application="mine.hold")

@@ -35,10 +35,10 @@ class Worker:
                 argv, env=environment, stdout=log, stderr=log, start_new_session=True
             )
 
-    def inspect(self, command: str) -> Any:
+    def inspect(self, command: str, *arguments: str) -> Any:
         """Its answer to ``celery inspect``; ``None``: there is none."""
         inspect = self._app.control.inspect([self.hostname], timeout=1.0)
-        return (getattr(inspect, command)() or {}).get(self.hostname)
+        return (getattr(inspect, command)(*arguments) or {}).get(self.hostname)
 
     def wait_ready(self) -> None:
         """Wait until it answers."""
