@@ -63,8 +63,8 @@ class _Look(threading.Thread):
     def run(self) -> None:
         try:
             self.found = self._look()
-        except Exception as error:
-            self.fault = error  # raised where it was asked for
+        except Exception as error:  # noqa: BLE001 - raised where it was asked for
+            self.fault = error
 
 
 class Patient:

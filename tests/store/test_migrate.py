@@ -240,10 +240,10 @@ def test_failed_upgrade_changes_nothing(own_url: str, later_package: Path) -> No
     script = later_package / "balsam_celery/store/migrations/versions/later.py"
     script.write_text(script.read_text() + "    op.execute('SELECT * FROM no_such_table')\n")
     code = f"""
-from sqlalchemy.exc import DBAPIError
+from balsam_celery.errors import StoreError
 try:
     {UPGRADE_LATER.strip().replace(chr(10), chr(10) + "    ")}
-except DBAPIError:
+except StoreError:
     print(json.dumps("failed"))
 """
     assert run_later(later_package, code, own_url) == "failed"
