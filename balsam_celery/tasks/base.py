@@ -32,6 +32,16 @@ def attempt_of(request: Any) -> int | None:
     return number if isinstance(number, int) else None
 
 
+def end_copy(request: Any) -> None:
+    """End here the request of a step whose message has begun before.
+
+    Raises:
+        Ignore: it has.
+    """
+    if attempt_of(request) is not None and getattr(request, COPY, None) is None:
+        raise Ignore("another copy of this message has begun")
+
+
 class BalsamTask(Task):  # type: ignore[type-arg]
     """An ordinary Celery task; linked or chained to a program it becomes rows in SQL."""
 
@@ -66,8 +76,7 @@ class BalsamTask(Task):  # type: ignore[type-arg]
         Raises:
             Ignore: it has.
         """
-        if attempt_of(self.request) is not None and getattr(self.request, COPY, None) is None:
-            raise Ignore("another copy of this message has begun")
+        end_copy(self.request)
         super().before_start(task_id, args, kwargs)
 
     def replace(self, sig: Any) -> Any:

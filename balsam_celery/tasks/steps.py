@@ -22,7 +22,7 @@ from celery.worker.request import Request
 from balsam_celery import keys
 from balsam_celery.copies import Copy, step_order
 from balsam_celery.errors import TaskFailed, TaskTimeout
-from balsam_celery.tasks.base import COPY, REPLACED, attempt_of
+from balsam_celery.tasks.base import COPY, REPLACED, BalsamTask, attempt_of, end_copy
 from balsam_celery.tasks.connect import client_of, push, site_of, until_done
 from balsam_celery.wire import StepStarted
 
@@ -144,9 +144,25 @@ def call_errback(task: Any, failure: dict[str, Any], plain: dict[str, Any]) -> N
     errback(request, error, failure.get("traceback"))
 
 
+def _adopt(task: Any) -> None:
+    """Let a task whose base is Celery's own be a step all the same."""
+    kind = type(task)  # where Celery looks whether there is anything to call
+    own = kind.before_start
+
+    def before_start(self: Any, task_id: str, args: Any, kwargs: Any) -> None:
+        end_copy(self.request)
+        own(self, task_id, args, kwargs)
+
+    kind.before_start = before_start
+    kind.Request = BalsamTask.Request
+
+
 def install(app: Celery[Any]) -> None:
     """Make this worker report the steps that it runs."""
     signals.task_prerun.connect(_on_prerun)
     signals.task_postrun.connect(_on_postrun)
+    for task in app.tasks.values():
+        if not isinstance(task, BalsamTask):
+            _adopt(task)
     if ERRBACK not in app.tasks:
         app.task(bind=True, name=ERRBACK, shared=False, lazy=False)(call_errback)

@@ -27,6 +27,7 @@ MODULE = """
 import time
 from pathlib import Path
 from celery import shared_task
+from celery import Task
 from celery.exceptions import Ignore, Reject
 from balsam_celery import program
 
@@ -91,8 +92,21 @@ def sleeper(path):
     time.sleep(600)
 
 
+class Plain(Task):
+    abstract = True
+
+
+@shared_task(bind=True, base=Plain)
+def plain(self, path):
+    hold(self, path)
+
+
 @shared_task(bind=True)
 def held(self, path):
+    hold(self, path)
+
+
+def hold(self, path):
     with open(path, "a") as file:
         file.write(f"{self.request.balsam_attempt}\\n")
     while not Path(path + ".go").exists():
@@ -282,22 +296,27 @@ def test_a_step_is_killed_and_its_retry_runs(
     assert service.end("s-early", 2).state == "SUCCESS"
 
 
+@pytest.mark.parametrize("name", ["held", "plain"])
 def test_a_message_that_comes_twice_or_late_runs_no_step(
-    worker: object, service: Service, tmp_path: Path
+    worker: object, service: Service, tmp_path: Path, name: str
 ) -> None:
-    """Sent again by a service that was killed before it noted it, or restored by the broker."""
+    """Sent again by a service that was killed before it noted it, or restored by the broker.
+
+    Also of a task whose base is Celery's own.
+    """
+    step = f"s-{name}"
     ran, go = tmp_path / "ran", tmp_path / "ran.go"
 
     def again(attempt: int, **options: Any) -> None:
         service.publisher.task(
-            keys.TASKS_QUEUE, "user_steps.held", [str(ran)], id="s-held",
+            keys.TASKS_QUEUE, f"user_steps.{name}", [str(ran)], id=step,
             headers={"balsam_attempt": attempt}, **options,
         )  # fmt: skip
 
     def pass_by(number: int) -> None:
         """What comes after has run, so what was sent before has been looked at."""
-        service.send("add", 1, id=f"s-after{number}")
-        service.end(f"s-after{number}")
+        service.send("add", 1, id=f"{step}-after{number}")
+        service.end(f"{step}-after{number}")
 
     again(2)
     wait_until(lambda: ran.exists() and ran.read_text() == "2\n", 20, "the step runs")
@@ -306,7 +325,7 @@ def test_a_message_that_comes_twice_or_late_runs_no_step(
     again(2, expires=-5)
     pass_by(1)
     go.touch()
-    assert service.end("s-held", 2).state == "SUCCESS"
+    assert service.end(step, 2).state == "SUCCESS"
     again(2)
     again(2, expires=-5)
     pass_by(2)
@@ -317,11 +336,11 @@ def test_a_message_that_comes_twice_or_late_runs_no_step(
     wait_until(lambda: ran.read_text() == "2\n3\n", 20, "the next attempt runs")
     again(3)
     pass_by(3)
-    [held] = service.play.app.control.inspect().query_task("s-held").values()
-    assert held["s-held"][0] == "active"
-    revoke(service, "s-held", terminate=True, attempts={"s-held": 3})
-    assert service.end("s-held", 3).state == "REVOKED"
-    told = [one for one in service.records if isinstance(one, StepEnded) and one.id == "s-held"]
+    [held] = service.play.app.control.inspect().query_task(step).values()
+    assert held[step][0] == "active"
+    revoke(service, step, terminate=True, attempts={step: 3})
+    assert service.end(step, 3).state == "REVOKED"
+    told = [one for one in service.records if isinstance(one, StepEnded) and one.id == step]
     assert [(one.attempt, one.state) for one in told] == [(2, "SUCCESS"), (3, "REVOKED")]
 
 
