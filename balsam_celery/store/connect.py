@@ -17,6 +17,17 @@ from balsam_celery.store.plaintext import to_json
 
 #: How long a statement waits for another transaction, seconds.
 BUSY_TIMEOUT = 10.0
+#: libpq's settings, unless the address has its own: seconds, ``tcp_user_timeout`` milliseconds. A
+#: host that is gone without a word is noticed within half a minute; TCP alone takes hours while an
+#: answer is awaited. Where there is no TCP (a Unix socket) they are ignored.
+_POSTGRES_SETTINGS = {
+    "connect_timeout": 10,
+    "keepalives": 1,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
 
 
 def parse_url(url: str) -> URL:
@@ -57,6 +68,8 @@ def make_engine(
 ) -> Engine:
     """An engine for ``url``; connects at first use.
 
+    Its errors do not show the values of a statement, among which are users' secrets (R11).
+
     Args:
         url: from :func:`parse_url`.
         foreign_keys: enforced on SQLite; migrations that rebuild a table must turn it off.
@@ -76,6 +89,7 @@ def make_engine(
     engine = create_engine(
         url,
         json_serializer=to_json,
+        hide_parameters=True,
         connect_args={"timeout": busy_timeout},
         pool_size=5,
         max_overflow=20,
@@ -112,10 +126,13 @@ def _postgres_engine(url: URL, busy_timeout: float) -> Engine:
         engine = create_engine(
             url,
             json_serializer=to_json,
+            hide_parameters=True,
             pool_pre_ping=True,
             pool_size=5,
             max_overflow=20,
-            connect_args={"connect_timeout": 10},
+            connect_args={
+                name: value for name, value in _POSTGRES_SETTINGS.items() if name not in url.query
+            },
         )
     except ModuleNotFoundError:
         raise SiteError(

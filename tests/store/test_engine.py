@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -109,6 +112,23 @@ def test_broken_constraint_is_no_store_error(store: Store) -> None:
     with pytest.raises(IntegrityError):
         store.run(body)
     assert len(calls) == 1
+
+
+def test_an_error_does_not_show_the_values_of_its_statement(store: Store) -> None:
+    """Among them are users' secrets, and errors go to logs and terminals."""
+    with pytest.raises(IntegrityError) as caught, store.write() as conn:
+        conn.execute(insert(schema.tag), [{"task": f"t{n}", "tag": "geheim"} for n in range(2)])
+    assert "geheim" not in str(caught.value)
+
+
+def test_a_server_that_is_gone_without_a_word_is_noticed(postgres_server: PostgresServer) -> None:
+    url = postgres_server.url("postgres")
+    with closing(Store.open(url, check_schema=False)) as store, store.read() as conn:
+        number = conn.connection.driver_connection.fileno()  # type: ignore[union-attr]
+        with socket.socket(fileno=os.dup(number)) as link:
+            assert link.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert link.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 10
+            assert link.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000
 
 
 def test_locked_database_is_tried_again_and_then_given_up(url: str) -> None:
