@@ -5,9 +5,9 @@ asks for more: the allocation stays RUNNING, and its tasks where they are, until
 farewell, or nothing was heard of any of its workers for as long as one that is cut off takes to end
 everything. Meanwhile the pilot is told to end.
 
-A job that any scheduler does not know any more is not known, and that is never ended, as long as
-its pilot's heartbeats change: an answer may be incomplete, a controller may have lost its state.
-Such a pilot goes on.
+A job that another scheduler does not tell of any more is not known, and that is never ended, as
+long as its pilot's heartbeats change: an answer may be incomplete, a controller may have lost its
+state. Such a pilot goes on.
 """
 
 from __future__ import annotations

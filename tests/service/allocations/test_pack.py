@@ -264,6 +264,9 @@ def test_amounts_are_planned_by_what_earlier_runs_took(
 def test_a_lane_is_free_when_earlier_runs_would_have_ended(
     store: Store, site: Site, scheduler: Scheduler, client: redis.Redis, clock: Clock
 ) -> None:
+    # where nodes are given back, others that are idle are asked for at once
+    packing = dataclasses.replace(site.settings.packing, release_idle_nodes=False)
+    site = dataclasses.replace(site, settings=dataclasses.replace(site.settings, packing=packing))
     running_pilot(store, site)  # two nodes for 300 s
     for node in ("n0", "n1"):
         dispatched(store, f"runs-{node}", "p1", nodes=(node,), running=True)
