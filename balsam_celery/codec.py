@@ -128,7 +128,5 @@ def _convert_plain_type(kind: Any, plain: Any, where: str) -> Any:
         return number
     if not isinstance(plain, kind) or (isinstance(plain, bool) and kind is not bool):
         raise MalformedMessage(f"{where} is {type(plain).__name__}, not {kind.__name__}")
-    if kind is str and encodable(plain) != plain:
-        # neither Redis nor a database takes it
-        raise MalformedMessage(f"{where} is no text: {plain!a}")
-    return plain
+    # as it is neither Redis nor a database takes it
+    return encodable(plain) if kind is str else plain

@@ -310,7 +310,7 @@ def encode(value: Any) -> str:
 def to_plain(value: Any) -> JSON:
     """``value`` as JSON values; a record carries its class name as ``"type"``.
 
-    What UTF-8 cannot hold in a text is replaced: :func:`decode` would refuse the whole message.
+    What UTF-8 cannot hold in a text is replaced.
     """
     if isinstance(value, str):
         return encodable(value)
@@ -327,11 +327,10 @@ def to_plain(value: Any) -> JSON:
 
 
 def decode(cls: type[T], text: str | bytes) -> T:
-    """The ``cls`` that ``text`` holds.
+    """The ``cls`` that ``text`` holds; what UTF-8 cannot hold in a text is replaced.
 
     Raises:
-        MalformedMessage: not JSON, unknown or missing fields, a value of another type, or a
-            text that UTF-8 cannot hold.
+        MalformedMessage: not JSON, unknown or missing fields, a value of another type.
     """
     try:
         plain = json.loads(text)

@@ -226,9 +226,10 @@ def test_a_closed_pipe_is_no_fault(cli: Cli) -> None:
 
 def test_a_fault_of_ours_is_one_line(cli: Cli, tmp_path: Path) -> None:
     with cli.store.write() as conn:
-        conn.exec_driver_sql("DROP TABLE event")
+        # a constraint of which we know nothing
+        conn.exec_driver_sql("CREATE UNIQUE INDEX odd ON task (kind)")
     done = subprocess.run(
-        [sys.executable, "-m", "balsam_celery.cli", "submit", "true"],
+        [sys.executable, "-m", "balsam_celery.cli", "submit", "--array", "1-2", "--", "true"],
         env={
             **os.environ,
             "BALSAM_SITE": str(cli.site.directory),
