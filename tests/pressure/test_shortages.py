@@ -65,8 +65,8 @@ def test_a_full_disk_under_sql_and_redis(
     """The logs are there too."""
     held, gate = start_held(live, tmp_path)
     with disks.full("site"):
-        # so many that pages which the database has free cannot hold them
-        said = live.balsam("submit", "--array", "1-5000", "--", "true", status=1)
+        # so many that pages which the database and its log have free cannot hold them
+        said = live.balsam("submit", "--array", "1-20000", "--", "true", status=1)
         assert len(said.strip().splitlines()) == 1
         assert "full" in said
         assert "the disk is full under" in told(live, "database")
