@@ -114,8 +114,8 @@ def _jobs_processes(number: int, module: str) -> list[procs.Identity]:
         process = procs.identity(pid)
         try:
             argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        except FileNotFoundError:
-            continue
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended since
         if process is not None and module.encode() in argv:
             found.append(process)
     return found
@@ -140,7 +140,10 @@ def _delete_by_force(pbs: PbsHarness, number: int) -> None:
 def _lose_mom(pbs: PbsHarness, number: int) -> None:
     """The first node's MoM dies, and the server gives the job up (-20); the pilot lives."""
     for pid, found in procs.snapshot().items():
-        argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        try:
+            argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended since
         if argv[-3:-1] == [b"mom", str(number).encode()]:
             procs.send(found.identity, signal.SIGKILL)
     with pbs.fake.locked():

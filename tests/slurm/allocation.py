@@ -64,7 +64,10 @@ class Allocation:
     def takes_steps(self) -> bool:
         """A step over all its nodes runs: for a while after its start the controller refuses."""
         argv = ("srun", f"--jobid={self.job}", "--overlap", "--input=none", "/bin/true")
-        return self.cluster.run(*argv, check=False).returncode == 0
+        try:
+            return self.cluster.run(*argv, check=False, timeout=15).returncode == 0
+        except subprocess.TimeoutExpired:
+            return False  # srun itself asks again after up to a minute only
 
 
 @contextmanager
