@@ -29,6 +29,8 @@ _ENDING_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM)
 #: Those that MPICH's mpiexec tells of by their bare numbers. Not HUP and INT: a program that fails
 #: ends with 1 or 2 all the time.
 _BARE_SIGNALS = (signal.SIGKILL, signal.SIGTERM)
+#: Its exit code when it loses ranks or its own proxies before it knows by what.
+_LOST_RANKS = 255
 #: Seconds within which a worker learns that its pilot ends: a little more than the watchdog's tick.
 _CAUSE_WITHIN = 1.5
 
@@ -128,7 +130,9 @@ class AttemptPool(BasePool):
         code = ended.exit_code or 0
         # a shell or a launcher tells of a signal by its own exit code
         told = (ended.signal or code - 128) in _ENDING_SIGNALS
-        if ended.outcome in ("signal", "exit") and (told or (launched and code in _BARE_SIGNALS)):
+        if ended.outcome in ("signal", "exit") and (
+            told or (launched and code in (*_BARE_SIGNALS, _LOST_RANKS))
+        ):
             self._lock.wait_for(lambda: self._stopping is not None, _CAUSE_WITHIN)
         failed = ended.outcome == "signal" or (ended.outcome == "exit" and ended.exit_code != 0)
         if failed and self._stopping is not None:
