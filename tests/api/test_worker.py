@@ -140,14 +140,21 @@ def worker(site: Site, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     log = tmp_path / "worker.log"
     with log.open("wb") as file:
         process = subprocess.Popen(
-            command, env=environment, cwd=tmp_path, stdout=file, stderr=subprocess.STDOUT
-        )
+            command, env=environment, cwd=tmp_path, stdout=file, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
     try:
         wait_until(lambda: b" ready." in log.read_bytes(), 60, "the worker is ready")
         yield process
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(30)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            # a step that a failed test has left goes on for ever
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(30)
+            raise
         print(log.read_text(errors="replace"))
 
 
