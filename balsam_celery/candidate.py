@@ -19,6 +19,8 @@ class Candidate:
         kill_grace: seconds between TERM and KILL once the limit is over.
         priority: larger goes first.
         created: seconds since the epoch; older goes first among equals.
+        lasts: seconds that its user expects it to run, 0: not told; among equals it goes first as
+            if it were so much older.
         restartable: it may start where ``expected_time`` fits though ``wall_time`` does not.
         expected_time: seconds, ``None`` when not known.
     """
@@ -32,6 +34,7 @@ class Candidate:
     created: float = 0.0
     restartable: bool = False
     expected_time: float | None = None
+    lasts: float = 0.0
 
     @property
     def limit(self) -> float:

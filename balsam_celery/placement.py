@@ -1,6 +1,9 @@
 """Which task starts where, now.  Pure (R9): plain values in, plain values out.
 
-Tasks are tried by priority, which grows with age, the widest first within one. The first that does
+Tasks are tried by priority, which grows with age, the widest first within one; of those alike
+the oldest, where what a task is expected to run counts as age. So of tasks that came together the
+longest go first (Graham, "Bounds on multiprocessing timing anomalies", SIAM J. Appl. Math. 17(2),
+1969), and none is passed by one that came later by more than that one runs. The first that does
 not fit now gets a *reservation*: the nodes of a pilot on which it can start the earliest, and the
 time. Others may use those nodes only if they have ended by then (their ``wall_time`` says so) or
 take what the reserved task leaves. So a wide task waits no longer than the limits of what runs when
@@ -126,7 +129,8 @@ def _order(
         # the fewer share a node, the wider
         wanted.node_packing_count or 1_000_000,
         -wanted.least_cores,
-        candidate.created,
+        # a long one that comes last is all that its allocation is kept for
+        candidate.created - candidate.lasts,
         candidate.id,
     )
 

@@ -161,6 +161,7 @@ def candidates_of(
             created=row.created,
             restartable=row.restartable,
             expected_time=expected,
+            lasts=row.expected_time or 0.0,
         )
     return found
 

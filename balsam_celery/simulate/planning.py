@@ -72,6 +72,7 @@ def candidates(state: State, now: float) -> Iterator[Candidate]:
                 state.backlog.ready[task],
                 kind.restartable,
                 expected,
+                kind.expected_time or 0.0,
             )
 
 

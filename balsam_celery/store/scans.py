@@ -96,10 +96,12 @@ def placeable(
 ) -> list[Waiting]:
     """Tasks that wait for slots and may start at ``now``: by priority, then widest, then oldest.
 
+    What a task is expected to run counts as age there.
+
     ``but``: without those for which one of these holds.
     """
     task = schema.task.c
-    order = (task.priority.desc(), task.num_nodes.desc(), task.created)
+    order = (task.priority.desc(), task.num_nodes.desc(), schema.LINE)
     return _waiting(conn, "ix_task_placeable", order, now, limit, but)
 
 

@@ -11,6 +11,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
     Double,
     ForeignKey,
     Index,
@@ -20,6 +21,7 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    literal_column,
     text,
 )
 from sqlalchemy.dialects import postgresql
@@ -142,9 +144,10 @@ PLACEABLE_SQL = "state IN ('PREPROCESSED', 'RESTART_READY')"
 ON_PILOT_SQL = "state IN ('DISPATCHED', 'RUNNING')"
 KILL_SQL = "kill_requested IS NOT NULL AND state NOT IN ('JOB_FINISHED', 'FAILED', 'USER_KILLED')"
 PENDING_STEP_SQL = "state IN ('READY', 'STAGED_IN', 'RUN_DONE', 'RUN_ERROR', 'RUN_TIMEOUT')"
+#: Among equal tasks the least goes first: see ``placement``.
+LINE: ColumnElement[float] = literal_column("(created - coalesce(expected_time, 0))", Double)
 for _name, _columns, _where in (
-    ("ix_task_placeable", (task.c.priority.desc(), task.c.num_nodes.desc(), task.c.created),
-     PLACEABLE_SQL),
+    ("ix_task_placeable", (task.c.priority.desc(), task.c.num_nodes.desc(), LINE), PLACEABLE_SQL),
     ("ix_task_waiting_created", (task.c.created,), PLACEABLE_SQL),
     ("ix_task_on_pilot", (task.c.pilot,), ON_PILOT_SQL),
     ("ix_task_pending_step", (task.c.state, task.c.changed), PENDING_STEP_SQL),

@@ -20,7 +20,8 @@ class Ahead:
     Attributes:
         higher: those of higher priority, which grows with age.
         wider: those of its priority over more nodes.
-        older: those of its priority and shape that are older.
+        older: those of its priority and shape that are older, where what a task is expected to run
+            counts as age.
         of_shape: those of its shape, of higher priority or older.
     """
 
@@ -52,7 +53,8 @@ def ahead(
 
     higher = reaches(level + 1)
     same = and_(reaches(level), not_(higher))
-    sooner = or_(task.created < row.created, and_(task.created == row.created, task.id < row.id))
+    line, own = schema.LINE, row.created - (row.expected_time or 0.0)
+    sooner = or_(line < own, and_(line == own, task.id < row.id))
 
     def count(*conditions: ColumnElement[bool]) -> ColumnElement[int]:
         return func.count().filter(*conditions)

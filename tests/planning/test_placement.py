@@ -221,6 +221,17 @@ def test_priority_goes_before_width() -> None:
     assert [r.id for r in decided.reservations] == ["whole"]
 
 
+def test_the_longest_of_tasks_that_came_together_goes_first() -> None:
+    waiting = [replace(task("short"), lasts=10.0), replace(task("long"), lasts=60.0)]
+    assert [p.id for p in place(one_pilot(1), waiting, NOW).placements] == ["long"]
+    # but passes none that is older by more than it runs
+    older = replace(task("older"), created=-51.0, lasts=10.0)
+    decided = place(one_pilot(1), [older, *waiting], NOW)
+    assert [p.id for p in decided.placements] == ["older"]
+    unknown = replace(task("unknown"), created=-60.5)
+    assert [p.id for p in place(one_pilot(1), [*waiting, unknown], NOW).placements] == ["unknown"]
+
+
 def test_backfill_only_what_ends_before_the_reservation() -> None:
     ledger = place(one_pilot(1, 1), [task("running", 100)], NOW).ledger
     decided = place(

@@ -32,6 +32,7 @@ def resources() -> st.SearchStrategy[Resources]:
 @st.composite
 def candidates(draw: st.DrawFn, most: int = 25) -> list[Candidate]:
     shapes = draw(st.lists(resources(), min_size=1, max_size=5))
+    expected = st.sampled_from([None, 0.1, 1.0, 20.0, 300.0])
     return [
         Candidate(
             id=f"t{number}",
@@ -42,7 +43,8 @@ def candidates(draw: st.DrawFn, most: int = 25) -> list[Candidate]:
             priority=draw(st.sampled_from([0, 0, 0, 1, -5])),
             created=draw(st.floats(0, 100, allow_nan=False)),
             restartable=draw(st.booleans()),
-            expected_time=draw(st.sampled_from([None, 0.1, 1.0, 20.0, 300.0])),
+            expected_time=(seconds := draw(expected)),
+            lasts=seconds or 0.0,
         )
         for number in range(draw(st.integers(1, most)))
     ]

@@ -47,6 +47,11 @@ def waiting(one: Candidate) -> Waiting:
     )
 
 
+def in_line(row: Waiting) -> tuple[float | str, ...]:
+    """As SQL orders them."""
+    return -row.priority, -row.num_nodes, row.created - (row.expected_time or 0.0), row.id
+
+
 @given(ledgers(), candidates(60), st.integers(0, 60), st.sampled_from([math.inf, 3600.0, 60.0]))
 def test_equal_ones_beyond_the_free_cores_change_nothing(
     ledger: Ledger, tasks: list[Candidate], first: int, ageing: float
@@ -54,7 +59,7 @@ def test_equal_ones_beyond_the_free_cores_change_nothing(
     """As SQL gives them: by priority, then widest, then oldest; some run already."""
     ledger = place(ledger, tasks[:first], NOW).ledger
     tasks, now = tasks[first:], NOW + 1
-    rows = sorted(map(waiting, tasks), key=lambda r: (-r.priority, -r.num_nodes, r.created, r.id))
+    rows = sorted(map(waiting, tasks), key=in_line)
     some = candidates_of(rows, GRACE, most_of(ledger), Estimates())
     whole = place(ledger, tasks, now, ageing=ageing)
     part = place(ledger, some.values(), now, ageing=ageing)

@@ -194,6 +194,25 @@ def test_sqlite_uses_the_partial_index(
 
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_sqlite_sorts_no_backlog(store: Store) -> None:
+    [(_, plan)] = plans(store, lambda conn: scans.placeable(conn, now=1.0, limit=10))
+    assert "ORDER BY" not in plan
+
+
+def test_expected_time_counts_as_age_among_equals(store: Store) -> None:
+    add(store, program("task-older"), now=900.0)
+    add(store, program("task-plain"), now=901.5)
+    add(store, program("task-short", expected_time=20.0), now=990.0)
+    add(store, program("task-long", expected_time=99.0), now=1000.0)
+    row = task(store, "task-short")
+    with store.read() as conn:
+        waiting = scans.placeable(conn, now=2000.0, limit=9)
+        before = standing.ahead(conn, row, SHAPE, now=2000.0, ageing=1e9)
+    assert [one.id for one in waiting] == ["task-older", "task-long", "task-plain", "task-short"]
+    assert before.older == 3
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 def test_what_goes_before_a_task_is_counted_in_one_walk(store: Store) -> None:
     add(store, program("task-1"), program("task-2"))
     row = task(store, "task-2")
