@@ -14,7 +14,6 @@ import pytest
 
 from balsam_celery import keys, procs
 from balsam_celery.pilot.ranks import step_name
-from balsam_celery.service.verdict import GONE_AFTER
 from balsam_celery.store import queries
 from balsam_celery.store.rows import AllocationState
 from tests import nasty
@@ -198,6 +197,10 @@ def test_wall_time_over_with_tasks_running(
     assert {(one.outcome, one.allocation) for one in firsts} == {("drained", row.id)}
 
 
+#: Seconds for which the controller is away: twice what jobs may be missing (GONE_AFTER).
+AWAY = 60.0
+
+
 def test_a_controller_that_is_away_for_longer_than_jobs_may_be_missing(
     slurm_site: LiveSite, slurm_cluster: SlurmCluster
 ) -> None:
@@ -227,7 +230,7 @@ def test_a_controller_that_is_away_for_longer_than_jobs_may_be_missing(
         return failed[-1] - failed[0] if failed else 0.0
 
     try:
-        wait_until(lambda: away() > GONE_AFTER, 150, "polls have failed for that long")
+        wait_until(lambda: away() > AWAY, 180, "polls have failed for that long")
         (meanwhile,) = slurm_site.submit("--", "true")
         slurm_site.wait_for(meanwhile, "JOB_FINISHED")
         assert len(unknown()) >= before + 3, "it has asked again and again"
