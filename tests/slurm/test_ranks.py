@@ -81,7 +81,7 @@ def test_srun_with_pmix(allocation: Allocation, tmp_path: Path) -> None:
         pytest.skip(message)
     worker = Worker(allocation, tmp_path, ("n2", "n3", "n5"), "srun", "pmix")
     environment = {**LIBRARY["openmpi"], "OMPI_MCA_btl": "self,tcp"}
-    # On a loaded machine Slurm's plugin (22.05) loses the end of a fence, seen in 4 of 120 runs: the
+    # On a loaded machine Slurm's plugin (22.05) loses the end of a fence, in 2 of 70 runs: the
     # ranks of one node wait in MPI_Init for their slurmstepd, which waits for nothing.
     try:
         for name in [f"{TASK}-{number}" for number in range(4)]:
