@@ -44,3 +44,8 @@ class Candidate:
         if self.restartable and self.expected_time is not None:
             return min(self.limit, self.expected_time + self.kill_grace)
         return self.limit
+
+
+def grown(priority: int, created: float, now: float, ageing: float) -> float:
+    """A task's priority, which ``ageing`` seconds of waiting raise by one."""
+    return priority + max(0.0, now - created) // ageing
