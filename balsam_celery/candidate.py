@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from balsam_celery.resources import Resources
+
+#: Tasks that give no ``node_packing_count`` are ordered as if so many shared a node.
+ANY_NUMBER: Final = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,13 +127,14 @@ def pauses_text(paused: Mapping[str, Pause], now: float) -> str:
 
 
 def behind_what(ahead: Ahead) -> str:
-    """``behind 12 tasks of higher priority and 4 older ones of its shape``; ``""``: nothing."""
+    """``behind 12 tasks of higher priority and 4 older tasks``; ``""``: nothing."""
     parts = [
         words
         for count, words in (
             (ahead.higher, f"{counted(ahead.higher, 'task')} of higher priority"),
             (ahead.wider, f"{counted(ahead.wider, 'task')} over more nodes"),
-            (ahead.older, f"{counted(ahead.older, 'older task')} of its shape"),
+            (ahead.larger, f"{counted(ahead.larger, 'task')} with more of each node"),
+            (ahead.older, counted(ahead.older, "older task")),
         )
         if count
     ]

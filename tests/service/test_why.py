@@ -21,7 +21,7 @@ from tests.service.rows import NOW, allocation_row, attempt_row, pilot_row, task
 S, A = State, AllocationState
 SHARES = [{"node": "n0", "cores": [0], "gpus": []}, {"node": "n1", "cores": [0], "gpus": []}]
 QUEUED = allocation_row(A.QUEUED, reason="Priority")
-AHEAD = Ahead(higher=12, wider=1, older=4, of_shape=5)
+AHEAD = Ahead(higher=12, wider=1, larger=2, older=4, of_shape=5)
 PAUSE = Pause(NOW + 120, 3, "Invalid account")
 
 
@@ -97,7 +97,7 @@ TABLE: dict[str, tuple[TaskFacts, str, list[str]]] = {
         waits(fits=(pilot_row(),), ahead=AHEAD),
         "behind",
         ["slots in pilot p1 (allocation a1, until", "behind 12 tasks of higher priority,"
-         " 1 task over more nodes and 4 older tasks of its shape."],
+         " 1 task over more nodes, 2 tasks with more of each node and 4 older tasks."],
     ),
     "behind nothing that waits": (
         waits(fits=(pilot_row(),)), "behind", ["behind what runs there."],
