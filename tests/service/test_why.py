@@ -119,6 +119,14 @@ TABLE: dict[str, tuple[TaskFacts, str, list[str]]] = {
         "queued", ["when it starts is not known: squeue: no answer in 30 s"],
     ),
     "late": (waits(planned=QUEUED, job=Job(NOW - 5)), "queued", ["any moment"]),
+    "queued behind its own": (
+        waits(planned=QUEUED, job=Job(full=2)),
+        "queued", ["(Priority); max_running of queue debug is 2, and as many run; the scheduler"],
+    ),
+    "asked for behind its own": (
+        waits(request=Request("debug", 2, 600, "because"), job=Job(full=2)),
+        "to-request", ["plans next; it has to wait, since max_running of queue debug is 2, and as"],
+    ),
     "starts up": (
         waits(planned=allocation_row(A.RUNNING, started=NOW - 10)),
         "starting-up", ["runs since", "(10s ago)", "its pilot has not registered yet"],

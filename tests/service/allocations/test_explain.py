@@ -148,6 +148,23 @@ def test_a_queued_allocation_and_when_its_scheduler_expects_it(
     assert told["note"] == ""
 
 
+def test_max_running_is_why_another_one_waits(store: Store, site: Site) -> None:
+    for number in range(3):  # as many as the queue lets run; all end soon
+        running_pilot(store, site, f"p{number}")
+    add(store, program("wide01", num_nodes=4))
+    full = "max_running of queue local is 3, and as many run"
+    found = explain(store, site, "wide01")
+    assert found["code"] == "to-request"
+    assert f"it has to wait, since {full}." in found["text"]
+    queued = requested(store, site, Request("local", 4, 600, "a test"))
+    set_allocation(store, queued, A.QUEUED, native_id="none")
+    found = explain(store, site, "wide01")
+    assert (found["code"], found["allocation"]) == ("queued", queued)
+    assert full in found["text"]
+    told = plain_allocations(explain_allocations(store, site))["allocations"]
+    assert [one["id"] for one in told if full in one["text"]] == [queued]
+
+
 def test_in_a_pilot(store: Store, site: Site, clock: Clock) -> None:
     allocation = running_pilot(store, site)  # two nodes of two cores for 300 s
     for number in range(4):
