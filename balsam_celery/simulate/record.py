@@ -36,7 +36,6 @@ class Record:
     Attributes:
         allocations: those that started, in order of their ends; ``given_up``: that never did.
         attempts: each run, when a trace was asked for.
-        used: node-seconds of attempts that succeeded.
         lost: node-seconds of attempts that an allocation's end cut.
         failed: node-seconds of attempts that ran into their limit.
         first_start: by task, -1: it never started.
@@ -55,7 +54,6 @@ class Record:
     allocations: list[Allocation] = field(default_factory=list)
     given_up: int = 0
     attempts: list[Attempt] = field(default_factory=list)
-    used: float = 0.0
     lost: float = 0.0
     failed: float = 0.0
     done: int = 0
@@ -71,6 +69,11 @@ class Record:
     def ended(self) -> int:
         """Tasks that are over, however."""
         return self.done + self.timeouts + self.orphans
+
+    @property
+    def used(self) -> float:
+        """Node-seconds of attempts that succeeded, of what each allocation had the most use."""
+        return sum(one.used for one in self.allocations)
 
     @property
     def charged(self) -> float:
