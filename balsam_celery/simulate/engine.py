@@ -201,7 +201,6 @@ class Simulation:
             record.first_start[task] = now
         promise = self._promises.pop(task, None)
         if promise is not None:
-            record.promises += 1
             record.promised = max(record.promised, now - promise.since)
             record.late = max(record.late, now - promise.by)
         self._running[task] = (now, placement)
@@ -218,9 +217,9 @@ class Simulation:
         record, work = self.record, self._work
         kind = work.kinds[work.kind[task]]
         record.finished[task] = now
-        shares = self._shares[work.kind[task]]
         if work.succeeds(task):
             record.done += 1
+            shares = self._shares[work.kind[task]]
             self.state.allocations[placement.pilot].use(shares, work.runtime[task])
             self.state.estimates.learn(kind, work.runtime[task])
             for child in work.children.get(task, ()):
@@ -230,7 +229,6 @@ class Simulation:
             outcome = "done"
         else:
             record.timeouts += 1
-            record.failed += max(shares) * (now - start)
             self._orphan(task, now)
             outcome = "timeout"
         if self._trace:
@@ -270,7 +268,6 @@ class Simulation:
             if state.allocations[id].state == "queued":
                 self._batch.cancel(id)
                 del state.allocations[id]
-                self.record.given_up += 1
         for id in plan.drain:
             self._drain(state.allocations[id], now)
         for release in plan.release:

@@ -71,6 +71,11 @@ class Allocation:
         kept = self.nodes - self.given_back
         return self.charged_back + kept * (self.ended - self.started)
 
+    @property
+    def reserved(self) -> float:
+        """Node-seconds that it is charged if it lasts to the end of its time."""
+        return self.charged_back + (self.nodes - self.given_back) * self.wall_time
+
     def give_back(self, nodes: int, now: float) -> None:
         """Count out nodes, which are charged until ``now``."""
         self.given_back += nodes
@@ -115,6 +120,16 @@ class State:
     attempts: list[int]
     idle: list[Idle] = field(default_factory=list)
     charged: float = 0.0
+
+    @property
+    def budget(self) -> float | None:
+        """Node-seconds that may still be charged, as the service counts them: those that have not
+        ended may run to the end of their time.
+        """
+        budget = self.machine.policy.budget
+        if budget is None:
+            return None
+        return budget - self.charged - sum(one.reserved for one in self.allocations.values())
 
 
 class Planner(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
 import pytest
@@ -86,6 +87,17 @@ def test_every_task_ends_once_within_capacity(
     check(simulation)
     figures = measure(record, simulation.state.backlog.ready, work, where)
     assert figures.over_bound >= 1
+
+
+@settings(max_examples=30)
+@given(workloads(), machines, st.sampled_from([5_000.0, 20_000.0, 100_000.0]))
+def test_no_more_is_charged_than_the_budget(work: Workload, where: Machine, budget: float) -> None:
+    where = replace(where, policy=replace(where.policy, budget=budget))
+    simulation = Simulation(work, where, Planning(), 0, give_up=10 * 86400)
+    with contextlib.suppress(Stuck):  # it is not enough for all
+        simulation.run()
+    running = sum(one.reserved for one in simulation.state.allocations.values())
+    assert simulation.record.charged + running <= budget
 
 
 @settings(max_examples=10)
