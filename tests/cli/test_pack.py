@@ -122,3 +122,9 @@ def test_without_dry_run_it_says_who_packs(cli: Cli) -> None:
 def test_settings_that_cannot_be_used(cli: Cli, line: str, words: str) -> None:
     rewrite(cli, "packing", line)
     assert words in cli.refused("pack", "--dry-run")
+
+
+def test_a_queue_whose_jobs_the_machine_is_too_small_for(cli: Cli) -> None:
+    rewrite(cli, "queues.local", "min_nodes = 99", "max_nodes = 99")
+    for command in (("pack", "--dry-run"), ("ls",), ("submit", "--", "true")):
+        assert "queues.local.min_nodes is 99: local.nodes is" in cli.refused(*command)
