@@ -89,7 +89,7 @@ class Requester:
         if self._policy.efficiency and self._policy.release_after is None:
             share = math.ceil(nodes / (NARROW * max(1, queue.max_running)))
             nodes = min(nodes, max(share, queue.min_nodes, demand.resources.num_nodes))
-        room = self._room.beside(queue)
+        room = self._room.left(queue)
         if spare and self._policy.machine_nodes is not None:
             free = self._policy.machine_nodes - self._room.nodes
             if free >= max(queue.min_nodes, demand.resources.num_nodes):

@@ -38,11 +38,6 @@ class Room:
         """How many more the queue may be asked for."""
         return min(self._total, self._queued[queue.name])
 
-    def beside(self, queue: Queue) -> int:
-        """How many more may share tasks: one that waits for another's end shares none with it."""
-        may_start = self._running[queue.name] - self._starting[queue.name]
-        return max(1, min(self.left(queue), may_start))
-
     def has(self, queue: Queue) -> bool:
         """The queue may be asked for one more."""
         return self.left(queue) > 0

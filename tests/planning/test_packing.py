@@ -280,19 +280,19 @@ def test_no_more_are_counted_on_to_start_than_may_run() -> None:
     assert [one.code for one in both.requests][:3] == ["window", "window", "backlog"]
 
 
-def test_those_that_would_wait_for_each_other_do_not_share_the_work() -> None:
-    """Each is as long as it may be, and has as much to do as it can."""
+def test_what_runs_is_not_given_help_that_only_waits_for_its_end() -> None:
     policy = replace(POLICY, release_after=30.0)
-    queue = Queue("batch", 1, 16, 60, 36_000, 8, 1, node("n", 1))
-    runs = Existing("r", "batch", "running", 16, 900.0, queue.node)
-    plan = pack([Demand(Resources(), 3600, 400)], [queue], [runs], policy)
-    # nine hours of sixteen at once
-    assert [one.tasks for one in plan.requests] == [144, 144, 112]
-    free = pack([Demand(Resources(), 3600, 400)], [replace(queue, max_running=9)], [runs], policy)
-    assert len(free.requests) > 3
-    # one that runs can do all of it, if later
-    long = replace(runs, usable=36_000.0)
-    assert pack([Demand(Resources(), 3600, 100)], [queue], [long], policy).requests == ()
+    full = Queue("batch", 1, 16, 60, 36_000, 8, 1, node("n", 1))
+    runs = Existing("r", "batch", "running", 16, 36_000.0, full.node)
+    tasks = [Demand(Resources(), 3600, 100)]
+    assert pack(tasks, [full], [runs], policy).requests == ()
+    assert pack(tasks, [replace(full, max_running=2)], [runs], policy).requests
+    # another queue's starts
+    other = replace(full, name="other")
+    assert {one.queue for one in pack(tasks, [full, other], [runs], policy).requests} == {"other"}
+    # what is too long for it is asked for all the same
+    short = replace(runs, usable=900.0)
+    assert pack(tasks, [full], [short], policy).requests
 
 
 def test_idle_nodes_are_promised_once() -> None:
