@@ -93,6 +93,7 @@ class Lanes:
 
     Attributes:
         longest: seconds until all are likely to be free.
+        nodes: what they have, and how many have that.
     """
 
     def __init__(self, each: Iterable[Lane], node: NodeCapacity, usable: float) -> None:
@@ -114,6 +115,10 @@ class Lanes:
             )
             for lane, waits in alike.values()
         ]
+        nodes: Counter[NodeCapacity] = Counter()
+        for lane, waits in alike.values():
+            nodes[lane.node or node] += waits.total()
+        self.nodes = tuple(nodes.items())
         every = sorted(pair for _, waits in self._kinds for pair in waits)
         self._waits = [wait for wait, _ in every]
         self.longest = self._waits[-1] if every else 0.0

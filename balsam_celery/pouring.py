@@ -8,7 +8,6 @@ poured in while the row ends in time.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -57,9 +56,8 @@ class Block:
         if allocation.lanes:
             block.lanes = Lanes(allocation.lanes, allocation.node, allocation.usable)
             block.longest = block.lanes.longest
-        if any(lane.node is not None for lane in allocation.lanes):
-            kinds = Counter(lane.node or allocation.node for lane in allocation.lanes)
-            block.kinds = tuple(kinds.items())
+            if len(block.lanes.nodes) > 1:
+                block.kinds = block.lanes.nodes
         return block
 
     @property
