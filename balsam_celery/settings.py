@@ -170,6 +170,8 @@ class LauncherSettings:
     mpi: str = ""  # srun: its --mpi, such as "pmi2" or "pmix"; "": Slurm's default
     options: tuple[str, ...] = ()  # more arguments, before the program
     template: tuple[str, ...] = ()  # of the kind "template": the whole command
+    template_stays: bool = True  # it may end what a rank leaves behind: ranks of a pilot's stay
+    template_survival: tuple[str, ...] = ()  # arguments by which ranks go on without a lost one
 
 
 @dataclass(frozen=True, slots=True)

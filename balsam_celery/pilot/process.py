@@ -146,6 +146,20 @@ def peak_memory(pid: int) -> int:
     return int(rest.split(None, 1)[0]) * 1024 if found else 0
 
 
+def named(name: str) -> set[int]:
+    """Numbers of the processes of this host whose program's file has that name."""
+    found = set()
+    for pid in os.listdir("/proc"):  # noqa: PTH208 - names, often thousands
+        if pid.isdigit():
+            with (
+                contextlib.suppress(FileNotFoundError, ProcessLookupError),
+                open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file,  # noqa: PTH123
+            ):
+                if file.read().rstrip("\n") == name:
+                    found.add(int(pid))
+    return found
+
+
 def signal_all(quarry: Quarry, number: int) -> None:
     """Send the signal ``number`` to every process of ``quarry``, once."""
     for process in procs.find(quarry):
