@@ -23,8 +23,6 @@ logger = logging.getLogger(__name__)
 
 #: A worker that died so often within so many seconds is not started again.
 _DEATHS, _WITHIN = 5, 60.0
-#: Seconds beyond the kill grace after which a stopping worker is killed.
-STOP_SLACK = 20.0
 
 #: ``restarted``: a new one took its queue. ``unknown``: it is given up, and what lives of it nobody
 #: can tell yet. ``gone``: nothing of one that was given up lives.

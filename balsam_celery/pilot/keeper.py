@@ -20,14 +20,14 @@ import redis
 
 from balsam_celery import keys, procs
 from balsam_celery.celeryapp import make_pilot_app, redis_client
+from balsam_celery.cutoff import SILENCE, STOP_SLACK
 from balsam_celery.pilot.channel import Channel, ChannelBroken
 from balsam_celery.pilot.context import Parent, PilotContext, WorkerContext
-from balsam_celery.pilot.crew import STOP_SLACK, Crew, Member, delivered
+from balsam_celery.pilot.crew import Crew, Member, delivered
 from balsam_celery.pilot.environment import inherited
 from balsam_celery.pilot.inventory import surveyed
 from balsam_celery.pilot.link import (
     BEAT_EVERY,
-    SILENCE,
     Beat,
     Briefing,
     Consumes,
@@ -321,8 +321,8 @@ class Keeper:
         workers = frozenset(filter(None, map(procs.identity, pids)))
         end_processes(tuple(marks), ranks, grace, workers)
         if gang:
-            # of what has outlived its ranks and emptied its environment only the gang worker's outbox
-            # tells. That is on the shared file system, so it comes last
+            # what has outlived its ranks and emptied its environment is known by the gang worker's
+            # outbox alone. That is on the shared file system, so it comes last
             end_processes((), self._gang.brands, grace)
         self._left = True
 
