@@ -43,7 +43,7 @@ class KeeperLog:
         log_by(logging.StreamHandler(_Unwaiting()), level)
 
     def close(self) -> None:
-        """Let the last lines be written, if that is soon; no process of it is left."""
+        """Let the last lines be written, if that is soon."""
         logging.shutdown()
         sys.stderr.flush()
         _print_to(os.open(os.devnull, os.O_WRONLY))
@@ -52,6 +52,7 @@ class KeeperLog:
             while os.waitpid(self.pid, os.WNOHANG) == (0, 0):
                 if time.monotonic() > deadline:
                     os.kill(self.pid, signal.SIGKILL)
+                    return
                 time.sleep(_POLL)
         except ChildProcessError:
             return  # it has been reaped

@@ -114,7 +114,10 @@ class Fake:
         return float(path.read_text()) if path.exists() else None
 
     def lose(self, node: str, ago: float = 0.0) -> None:
-        """A node has no power any more; the server has known that for ``ago`` seconds."""
+        """A node has no power any more; the server has known that for ``ago`` seconds.
+
+        It is not the first one of a job.
+        """
         new = self.state / f"{node}.losing"
         new.write_text(str(time.time() - ago))
         new.replace(new.with_suffix(".lost"))
@@ -123,9 +126,8 @@ class Fake:
             for job in self.jobs():
                 if job["state"] != "R" or node not in job["nodes"]:
                     continue
-                if node == job["nodes"][0]:
-                    self.save({**job, "state": "F", "ended": time.time(), "code": -20})
-                elif not job["tolerant"]:
+                assert node != job["nodes"][0]
+                if not job["tolerant"]:
                     self.save({**job, "deleted": True})
 
     def end_on(self, node: str, job: str = "") -> None:
