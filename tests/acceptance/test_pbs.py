@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,19 +60,19 @@ def pbs(tmp_path: Path) -> Iterator[PbsHarness]:
 
 @pytest.fixture
 def live(request: pytest.FixtureRequest, pbs: PbsHarness, tmp_path: Path) -> Iterator[LiveSite]:
-    """A site as ``init`` makes it; the parameter: changes of its queue, and of ``[packing]``."""
+    """A site as ``init`` makes it, with :data:`QUICK` or the parameter in its ``site.toml``."""
     pytest.importorskip("mpi4py")
-    queue, packing = getattr(request, "param", ({}, {}))
     directory = tmp_path / "site"
     site = init(directory, name="test", scheduler="auto", tls=False)
     path = directory / "site.toml"
     file = SiteFile(path.read_text(encoding="utf-8"))
     file.set("redis", {"host": "127.0.0.1", "bind": "127.0.0.1"})
     file.remove_queue("short")
-    for table, values in QUICK.items():
-        file.set(table, values)
-    file.set("packing", {**QUICK["packing"], **packing})
-    file.set_queue("workq", queue)
+    for table, values in getattr(request, "param", QUICK).items():
+        if table == "queue":
+            file.set_queue("workq", values)
+        else:
+            file.set(table, values)
     path.write_text(file.text, encoding="utf-8")
     site = replace(site, settings=settings.load(path))
     up(site)
@@ -178,10 +179,24 @@ def test_no_program_outlives_what_pbs_calls_its_end(
         assert not (runs / "3").exists()
 
 
-FOUR_NODES = {"min_nodes": 4, "max_nodes": 4}
+#: One pilot, which lasts longer than the test.
+FOUR_NODES: dict[str, dict[str, Any]] = {
+    **QUICK,
+    "site": {**QUICK["site"], "default_wall_time": "15m"},
+    "queue": {"min_nodes": 4, "max_nodes": 4, "min_wall_time": "50m"},
+    "packing": {**QUICK["packing"], "max_allocations": 1},
+}
+GIVING_BACK: dict[str, dict[str, Any]] = {
+    **FOUR_NODES,
+    "packing": {
+        **FOUR_NODES["packing"],
+        "release_idle_nodes": True,
+        "release_after": "5s",
+    },
+}
 
 
-@pytest.mark.parametrize("live", [(FOUR_NODES, {"max_allocations": 1})], indirect=True)
+@pytest.mark.parametrize("live", [FOUR_NODES], indirect=True)
 def test_the_loss_of_a_node_harms_that_node_only(live: LiveSite, pbs: PbsHarness) -> None:
     """PBS goes on to show the job as running, and the node as one of its nodes."""
     held = one_on_each_node(live, 4)
@@ -191,7 +206,7 @@ def test_the_loss_of_a_node_harms_that_node_only(live: LiveSite, pbs: PbsHarness
     assert before
     pbs.fake.lose(victim)
     others = [held[head], *(held[node] for node in spared)]
-    # room for it, for the only allocation is this one
+    # room for it, and no other allocation
     live.balsam("kill", others.pop())
     ran_twice(live, held[victim])
     assert not {pid for pid in before if procs.identity(pid)}
@@ -205,16 +220,7 @@ def test_the_loss_of_a_node_harms_that_node_only(live: LiveSite, pbs: PbsHarness
     assert (still["state"], still["nodes"]) == ("R", job["nodes"])
 
 
-@pytest.mark.parametrize(
-    "live",
-    [
-        (
-            FOUR_NODES,
-            {"max_allocations": 1, "release_idle_nodes": True, "release_after": "5s"},
-        )
-    ],
-    indirect=True,
-)
+@pytest.mark.parametrize("live", [GIVING_BACK], indirect=True)
 def test_idle_nodes_go_back_while_a_task_runs_on(
     live: LiveSite, pbs: PbsHarness, tmp_path: Path
 ) -> None:
