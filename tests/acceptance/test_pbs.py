@@ -184,7 +184,7 @@ FOUR_NODES: dict[str, dict[str, Any]] = {
     **QUICK,
     "site": {**QUICK["site"], "default_wall_time": "15m"},
     "queue": {"min_nodes": 4, "max_nodes": 4, "min_wall_time": "50m"},
-    "packing": {**QUICK["packing"], "max_allocations": 1},
+    "packing": {**QUICK["packing"], "max_allocations": 1, "release_idle_nodes": False},
 }
 GIVING_BACK: dict[str, dict[str, Any]] = {
     **FOUR_NODES,
