@@ -17,7 +17,7 @@ from balsam_celery.pilot.ranks import step_name
 from balsam_celery.store import queries
 from balsam_celery.store.rows import AllocationState
 from tests import nasty
-from tests.acceptance.live import LiveSite
+from tests.acceptance.live import LiveSite, one_on_each_node, ran_twice
 from tests.slurm.live import (
     QUICK,
     allocation_of,
@@ -32,8 +32,6 @@ from tests.slurm_cluster import SlurmCluster
 from tests.waiting import wait_until
 
 MPI_SUM = str(Path(__file__).with_name("mpi_sum.py"))
-#: Lasts in its first attempt; each of its processes carries the task's mark.
-FIRST_LASTS = 'if [ "$BALSAM_ATTEMPT" = 1 ]; then exec sleep 600; fi'
 
 
 def processes_of(*ids: str) -> set[int]:
@@ -49,23 +47,6 @@ def deaf_over_two_nodes(live: LiveSite, pids: Path, *options: str) -> str:
     wait_until(lambda: pids.exists() and pids.read_text().count("\n") == 2, 120, "both ranks run")
     live.wait_for(id, "RUNNING")
     return id
-
-
-def one_on_each_node(live: LiveSite, nodes: int) -> dict[str, str]:
-    """Start a task that lasts on each node of one pilot; node → task."""
-    ids = live.submit(
-        "--array", f"1-{nodes}", "--node-packing-count", "1", "--", "/bin/sh", "-c", FIRST_LASTS
-    )
-    for id in ids:
-        live.wait_for(id, "RUNNING", timeout=120)
-    return {live.task(id).shares[0]["node"]: id for id in ids}  # type: ignore[index]
-
-
-def ran_twice(live: LiveSite, id: str) -> None:
-    """The task was cut short, which counts as no failure, and then succeeded."""
-    row = live.wait_for(id, "JOB_FINISHED", timeout=150)
-    assert row.attempt == 2
-    assert row.failures == 0
 
 
 def test_scancel_of_a_pilot(
