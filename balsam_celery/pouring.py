@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from balsam_celery.lanes import Lanes
-from balsam_celery.limits import Policy, at_once, at_once_on, per_node
+from balsam_celery.limits import Policy, at_once_on, per_node
 from balsam_celery.plans import Demand, Existing, Flow
-from balsam_celery.resources import NodeCapacity
+from balsam_celery.resources import NodeCapacity, Resources
 
 #: Demands with how many of their tasks are left.
 Rest = list[tuple[Demand, int]]
@@ -48,6 +48,8 @@ class Block:
     depth: float = 0.0
     longest: float = 0.0
     share: Rest = field(default_factory=list)
+    #: by what a task asks for: how many run at once, in all and on one node
+    _rows: dict[Resources, tuple[int, int]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, allocation: Existing, policy: Policy) -> Block:
@@ -87,22 +89,26 @@ class Block:
 
     def row(self, demand: Demand) -> int:
         """How many such tasks run in it at once."""
-        if self.kinds:
-            return at_once_on(demand.resources, self.kinds)
-        return at_once(demand.resources, self.nodes, self.node)
+        return self._row(demand)[0]
+
+    def _row(self, demand: Demand) -> tuple[int, int]:
+        wanted = demand.resources
+        # each of many shapes is asked of each allocation again and again in one pass
+        if (known := self._rows.get(wanted)) is None:
+            kinds = self.kinds or ((self.node, self.nodes),)
+            known = at_once_on(wanted, kinds), max(per_node(wanted, node) for node, _ in kinds)
+            self._rows[wanted] = known
+        return known
 
     def _places(self, demand: Demand, deep: bool) -> int:
         needed, duration = demand.needs(self.policy.kill_grace), demand.duration
-        row = self.row(demand) if needed <= self.usable else 0
+        row, beside = self._row(demand) if needed <= self.usable else (0, 0)
         if not row or not self._starts(demand, needed):
             return 0
         # when the last row may start
         last = self.usable - needed
         if not deep:
             # its nodes are charged for as long as the longest runs, so others may run beside that
-            beside = max(
-                per_node(demand.resources, node) for node, _ in self.kinds or ((self.node, 1),)
-            )
             worth = _DEEPER * self.policy.depth(duration, beside)
             if self.policy.release_after is None:
                 worth = max(worth, self.longest)
