@@ -1,10 +1,12 @@
 """Planners on the committed workloads: a table, and whether the figures are reached.
 
-Usage: planning.py [--workloads NAME ...] [--planners NAME ...] [--tuning] [--jobs N] [--json FILE]
+Usage: planning.py [--workloads NAME ...] [--planners NAME ...] [--tuning | --seeds N ...]
+                   [--jobs N] [--json FILE]
        planning.py --million
 
 The definitions are in docs/planning.md. `--tuning` takes the seeds on which constants may be
-chosen. `--million` runs a million tasks on 4,000 nodes once, and prints how long that took.
+chosen, `--seeds` others than those of the workload. `--million` runs a million tasks on 4,000
+nodes once, and prints how long that took.
 """
 
 from __future__ import annotations
@@ -198,7 +200,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workloads", nargs="+", choices=names, default=names)
     parser.add_argument("--planners", nargs="+", choices=PLANNERS, default=PLANNERS)
-    parser.add_argument("--tuning", action="store_true")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--tuning", action="store_true")
+    which.add_argument("--seeds", type=int, nargs="+", metavar="N")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--json", type=Path)
     parser.add_argument("--million", action="store_true")
@@ -208,7 +212,8 @@ def main() -> None:
         return
     scenarios = {name: load(WORKLOADS / f"{name}.toml") for name in options.workloads}
     seeds = {
-        n: s.seeds.tuning if options.tuning else s.seeds.held_out for n, s in scenarios.items()
+        n: options.seeds or (s.seeds.tuning if options.tuning else s.seeds.held_out)
+        for n, s in scenarios.items()
     }
     with ProcessPoolExecutor(options.jobs) as pool:
         running = {
@@ -223,7 +228,7 @@ def main() -> None:
         }
         rows = {key: mean([one.result() for one in runs]) for key, runs in running.items()}
         bounds = {name: max(one.result() for one in runs) for name, runs in alone.items()}
-    kind = "tuning" if options.tuning else "held-out"
+    kind = "given" if options.seeds else "tuning" if options.tuning else "held-out"
     print(f"Means over the {kind} seeds {sorted({seed for s in seeds.values() for seed in s})}\n")
     show(rows)
     found = checks(scenarios, rows, bounds)
