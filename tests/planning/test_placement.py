@@ -222,7 +222,7 @@ def test_priority_goes_before_width() -> None:
 
 
 def test_the_longest_of_tasks_that_came_together_goes_first() -> None:
-    waiting = [replace(task("short"), lasts=10.0), replace(task("long"), lasts=60.0)]
+    waiting = [replace(task("brief"), lasts=10.0), replace(task("long"), lasts=60.0)]
     assert [p.id for p in place(one_pilot(1), waiting, NOW).placements] == ["long"]
     # but passes none that is older by more than it runs
     older = replace(task("older"), created=-51.0, lasts=10.0)
