@@ -98,8 +98,7 @@ def sweep(store: Store, client: redis.Redis, site: Site) -> None:
     since = store.clock() - _SWEEP_FOR
     prefix = site.settings.key_prefix
     with store.read() as conn:
-        ended = allocations.list_pilots(conn, (PilotState.ENDED,))
-    late = [one for one in ended if max(one.ended or 0.0, one.end_time) >= since]
+        late = allocations.ended_since(conn, since)
     strays = tell_strays(client, prefix, late)
     for pilot in late:
         if pilot.id in strays or (pilot.ended is not None and pilot.ended >= since):

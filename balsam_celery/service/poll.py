@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, select, text, union
 
 from balsam_celery.errors import SchedulerError, SchedulerUnavailable
 from balsam_celery.schedulers.base import Job, JobState, Scheduler
@@ -16,7 +16,7 @@ from balsam_celery.service.lingering import Lingering
 from balsam_celery.service.submit import job_prefix
 from balsam_celery.service.verdict import GONE_AFTER, change
 from balsam_celery.site import Site
-from balsam_celery.store import allocations, schema
+from balsam_celery.store import allocations, scans, schema
 from balsam_celery.store.allocations import LIVE_PILOTS
 from balsam_celery.store.engine import Store
 from balsam_celery.store.rows import AllocationRow, AllocationState
@@ -235,19 +235,19 @@ def _served(conn: Connection, ids: Sequence[str]) -> set[str]:
 
 def _in_states(conn: Connection, ids: Sequence[str], states: Sequence[AllocationState]) -> set[str]:
     table = schema.allocation.c
-    return set(conn.scalars(select(table.id).where(table.id.in_(ids), table.state.in_(states))))
+    # not by their state: SQLite would read all that are in it
+    found = conn.execute(select(table.id, table.state).where(table.id.in_(ids)))
+    return {row.id for row in found if row.state in states}
 
 
 def to_reap(conn: Connection) -> list[str]:
     """Allocations that have ended, whose pilots have not, or still hold tasks."""
-    pilot, task, table = schema.pilot, schema.task, schema.allocation
-    holding = select(task.c.pilot).where(text(schema.ON_PILOT_SQL))
-    query = (
-        select(table.c.id)
-        .distinct()
-        .join(pilot, pilot.c.allocation == table.c.id)
-        .where(table.c.state == AllocationState.ENDED)
-        .where(pilot.c.state.in_(LIVE_PILOTS) | pilot.c.id.in_(holding))
-        .order_by(table.c.id)
+    pilot, task = schema.pilot.c, schema.task
+    # from what is live to the allocations, of which an old site has many more
+    holding = scans.by_index(select(task.c.pilot), "ix_task_on_pilot")
+    held = select(pilot.allocation).where(
+        pilot.id.in_(holding.where(text(schema.ON_PILOT_SQL), task.c.pilot.is_not(None)))
     )
-    return list(conn.scalars(query))
+    live = select(pilot.allocation).where(pilot.state.in_(LIVE_PILOTS))
+    ids = sorted(set(conn.scalars(union(live, held))))
+    return sorted(_in_states(conn, ids, (AllocationState.ENDED,))) if ids else []

@@ -235,7 +235,7 @@ allocation = Table(
     Column("nodes_back", Integer, nullable=False, server_default="0"),
     Column("charged_back", Double, nullable=False, server_default="0"),
 )
-Index("ix_allocation_state", allocation.c.state)
+Index("ix_allocation_state_ended", allocation.c.state, allocation.c.ended)
 Index("ix_allocation_queue_created", allocation.c.queue, allocation.c.created)
 
 pilot = Table(
@@ -258,7 +258,14 @@ pilot = Table(
     Column("giving_back", Json),  # GivingBack by name of the node
 )
 Index("ix_pilot_allocation", pilot.c.allocation)
-Index("ix_pilot_state", pilot.c.state)
+Index("ix_pilot_state_ended", pilot.c.state, pilot.c.ended)
+Index("ix_pilot_state_end_time", pilot.c.state, pilot.c.end_time)
+Index(
+    "ix_pilot_giving_back",
+    pilot.c.registered,
+    sqlite_where=pilot.c.giving_back.is_not(None),
+    postgresql_where=pilot.c.giving_back.is_not(None),
+)
 
 effect = Table(
     "effect",
