@@ -141,6 +141,7 @@ task = Table(
 PLACEABLE_SQL = "state IN ('PREPROCESSED', 'RESTART_READY')"
 ON_PILOT_SQL = "state IN ('DISPATCHED', 'RUNNING')"
 KILL_SQL = "kill_requested IS NOT NULL AND state NOT IN ('JOB_FINISHED', 'FAILED', 'USER_KILLED')"
+OPEN_STEP_SQL = f"{ON_PILOT_SQL} AND kind = 'celery'"
 PENDING_STEP_SQL = "state IN ('READY', 'STAGED_IN', 'RUN_DONE', 'RUN_ERROR', 'RUN_TIMEOUT')"
 for _name, _columns, _where in (
     ("ix_task_placeable", (task.c.priority.desc(), task.c.num_nodes.desc(), task.c.created),
@@ -148,7 +149,8 @@ for _name, _columns, _where in (
     ("ix_task_waiting_created", (task.c.created,), PLACEABLE_SQL),
     ("ix_task_on_pilot", (task.c.pilot,), ON_PILOT_SQL),
     ("ix_task_pending_step", (task.c.state, task.c.changed), PENDING_STEP_SQL),
-    ("ix_task_kill_requested", (task.c.kill_requested,), KILL_SQL),
+    ("ix_task_open_step", (task.c.changed, task.c.id), OPEN_STEP_SQL),
+    ("ix_task_kill_requested", (task.c.kill_requested, task.c.id), KILL_SQL),
 ):  # fmt: skip
     Index(_name, *_columns, sqlite_where=text(_where), postgresql_where=text(_where))
 Index("ix_task_state_created", task.c.state, task.c.created)
