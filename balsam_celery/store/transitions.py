@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, bindparam, case, insert, select, update
 
 from balsam_celery.errors import StoreError
 from balsam_celery.states import FINAL, State, is_legal
@@ -100,6 +100,14 @@ def move(conn: Connection, moves: Sequence[Move], *, now: float, who: str) -> se
         _update(conn, changes, found)
         conn.execute(insert(schema.event), event_rows)
     return won
+
+
+def add_reason(conn: Connection, id: str, reason: str) -> None:
+    """Say more about a task's end, if it has ended; its state is what it was."""
+    task = schema.task.c
+    final = task.state.in_(sorted(state.value for state in FINAL))
+    with_reason = case((task.reason == "", reason), else_=task.reason + f"; {reason}")
+    conn.execute(update(schema.task).where(task.id == id, final).values(reason=with_reason))
 
 
 #: What a task that does not exist, or lost a move, is at: no move starts there.
