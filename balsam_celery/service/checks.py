@@ -21,7 +21,7 @@ from celery import Celery
 from sqlalchemy import Connection, select, text, tuple_
 
 from balsam_celery import keys
-from balsam_celery.copies import hook_order, last_begun
+from balsam_celery.copies import hook_order, last_begun, later_than
 from balsam_celery.service import steps, transitions
 from balsam_celery.service.cases import Batch, Change
 from balsam_celery.service.hooks import Outstanding, StepKey, message_id
@@ -171,15 +171,19 @@ class Checks:
         if not lost:
             return
         self._drop_unacknowledged({message_id(key) for key in lost})
-        begun = [key for key in lost if self._had_begun(key)]
+        last = {key: self._last_begun(key) for key in lost}
+        begun = [key for key in lost if self._had_begun(key, last[key])]
         given_up = self._leadership.run(lambda conn: self._cut(conn, begun)) if begun else {}
+        now = self._store.clock()
         for key in lost:
             log.warning("step %s of task %s was lost and is sent again", key[2], key[0])
-            self._outstanding.lose(key, self._store.clock(), given_up.get(key, ""))
+            sent = later_than(last[key], self._outstanding.copies.get(key), now)
+            self._outstanding.lose(key, sent, given_up.get(key, ""))
 
-    def _had_begun(self, key: StepKey) -> bool:
-        name = keys.hook_message(message_id(key))
-        last = last_begun(self._client, self._prefix, name)
+    def _last_begun(self, key: StepKey) -> str | None:
+        return last_begun(self._client, self._prefix, keys.hook_message(message_id(key)))
+
+    def _had_begun(self, key: StepKey, last: str | None) -> bool:
         copy = self._outstanding.copies.get(key)
         return last is not None and (copy is None or last == hook_order(copy))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,8 +49,8 @@ def test_a_lost_hook_is_counted_if_it_had_begun(
     add(store, *(dataclasses.replace(program(f"t0000{n}"), hooks={"preprocess": ["x"]})
                  for n in range(1, 5)))  # fmt: skip
     begun, waited, other, earlier = ((f"t0000{n}", 0, "preprocess") for n in range(1, 5))
-    for key, time in ((begun, 5.0), (other, 4.0), (earlier, 3.0)):
-        copy_of(player, key, time).begin(player.client)
+    for key, sent in ((begun, 5.0), (other, 4.0), (earlier, 3.0)):
+        copy_of(player, key, sent).begin(player.client)
     outstanding = Outstanding(copies={begun: 5.0, waited: 5.0, other: 5.0, earlier: None})
     checks = make_checks(store, app, player, outstanding)
     checks._send_again([begun, waited, other, earlier])
@@ -61,6 +62,23 @@ def test_a_lost_hook_is_counted_if_it_had_begun(
     assert copy_of(player, begun, again).begin(player.client)
     checks._send_again([begun])
     assert list(outstanding.given_up) == [begun]
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_a_hook_is_sent_again_as_a_later_one_also_by_a_clock_that_has_gone_back(
+    store: Store, app: Celery[Any], player: Player
+) -> None:
+    """A worker would drop it, and it would be taken for lost again and again."""
+    ahead = time.time() + 3600
+    begun, waits = ("t00001", 0, "handler"), ("t00002", 0, "handler")
+    copy_of(player, begun, ahead).begin(player.client)
+    outstanding = Outstanding(copies={begun: None, waits: ahead})
+    make_checks(store, app, player, outstanding)._send_again([begun, waits])
+    again = outstanding.copies[begun]
+    assert again is not None
+    assert copy_of(player, begun, again).begin(player.client)
+    # nor may the one that is out still begin after it
+    assert (outstanding.copies[waits] or 0.0) > ahead
 
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
