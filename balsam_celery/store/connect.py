@@ -101,7 +101,9 @@ def make_engine(
         # we say BEGIN ourselves, below: the driver's own would be deferred
         connection.isolation_level = None
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
+        # each commit is on the disk before its effects (R7): NORMAL would lose the last ones with
+        # the machine's power, and with them that a job was submitted or an outcome acknowledged
+        connection.execute("PRAGMA synchronous = FULL")
         connection.execute(f"PRAGMA foreign_keys = {'ON' if foreign_keys else 'OFF'}")
 
     def begin(conn: Connection) -> None:

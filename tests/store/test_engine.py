@@ -28,10 +28,12 @@ def test_sqlite_is_opened_as_it_must_be(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/deep/site.sqlite"
     upgrade(url, None)
     store = Store.open(url)
-    with store.read() as conn:
-        wanted = {"journal_mode": "wal", "synchronous": 1, "foreign_keys": 1, "busy_timeout": 10000}
-        for name, value in wanted.items():
-            assert conn.exec_driver_sql(f"PRAGMA {name}").scalar() == value
+    # 2: a commit is on the disk when it returns, power cut or not
+    wanted = {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 10000}
+    for transaction in (store.read, store.write):
+        with transaction() as conn:
+            for name, value in wanted.items():
+                assert conn.exec_driver_sql(f"PRAGMA {name}").scalar() == value
     store.close()
     assert (tmp_path / "deep/site.sqlite").stat().st_mode & 0o777 == 0o600
 
