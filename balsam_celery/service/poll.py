@@ -6,6 +6,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, select, text, union
@@ -13,8 +14,9 @@ from sqlalchemy import Connection, select, text, union
 from balsam_celery.errors import SchedulerError, SchedulerUnavailable
 from balsam_celery.schedulers.base import Job, JobState, Scheduler
 from balsam_celery.service.lingering import Lingering
+from balsam_celery.service.patience import Hangs, Patient
 from balsam_celery.service.submit import job_prefix
-from balsam_celery.service.verdict import GONE_AFTER, change
+from balsam_celery.service.verdict import GONE_AFTER, Left, change, left_behind
 from balsam_celery.site import Site
 from balsam_celery.store import allocations, scans, schema
 from balsam_celery.store.allocations import LIVE_PILOTS
@@ -43,6 +45,7 @@ class Poller:
         store, scheduler, site: the site's.
         lingering: asks whether pilots live whose job is missing, or has ended by the word of a
             scheduler whose word is no proof; ``None``: nobody asks.
+        patient: looks for what pilots left that did not start; ``None``: one of its own.
 
     Attributes:
         running: the jobs of RUNNING allocations, by allocation, as the last :meth:`poll` was told;
@@ -50,13 +53,19 @@ class Poller:
     """
 
     def __init__(
-        self, store: Store, scheduler: Scheduler, site: Site, lingering: Lingering | None = None
+        self,
+        store: Store,
+        scheduler: Scheduler,
+        site: Site,
+        lingering: Lingering | None = None,
+        patient: Patient | None = None,
     ) -> None:
         self.running: dict[str, Job] = {}
         self._store = store
         self._scheduler = scheduler
         self._site = site
         self._lingering = lingering
+        self._patient = patient if patient is not None else Patient()
         self._missing: dict[str, float] = {}
         self._cancelled: dict[str, float] = {}
 
@@ -113,17 +122,22 @@ class Poller:
         }
         with self._store.read() as conn:
             served = _served(conn, [row.id for row in rows])
-        changes = {
-            row.id: change(
-                row,
-                told.get(row.id),
-                now=now,
-                gone=now >= self._missing.get(row.id, now) + GONE_AFTER,
-                served=row.id in served,
-            )
-            for row in rows
-        }
+        changes: dict[str, dict[str, Any]] = {}
+        hanging: dict[str, str] = {}
+        for row in rows:
+            try:
+                changes[row.id] = change(
+                    row,
+                    told.get(row.id),
+                    now=now,
+                    gone=now >= self._missing.get(row.id, now) + GONE_AFTER,
+                    served=row.id in served,
+                    left=self._left,
+                )
+            except Hangs as error:
+                hanging[row.id] = f"its job has ended, and its pilot never came: {error}"
         held = self._held(changes, missing=[row.id for row in rows if row.id not in told])
+        held |= hanging
         for row in rows:
             if row.id in held:
                 changes[row.id] = {"reason": held[row.id]} if held[row.id] != row.reason else {}
@@ -144,6 +158,15 @@ class Poller:
             elif job is not None and state is AllocationState.RUNNING:
                 self.running[row.id] = job
         self._cancel([*doomed, *self._strays(rows, told, namesakes)], now)
+
+    def _left(self, row: AllocationRow) -> Left:
+        """What a pilot has left that did not start.
+
+        Raises:
+            Hangs: the file system does not answer yet.
+        """
+        directory = Path(row.run_dir)
+        return self._patient.look(directory, "start-up", lambda: left_behind(row), Left())
 
     def _held(
         self, changes: Mapping[str, Mapping[str, Any]], missing: Collection[str]
