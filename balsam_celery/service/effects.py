@@ -131,7 +131,8 @@ class Performer:
             flower_events.publish(self._app, self._publisher, events)
         finally:
             if done or failed:
-                self._store.run(lambda conn: self._note(conn, done, failed))
+                # they are harmless when done twice
+                self._store.run(lambda conn: self._note(conn, done, failed), durable=False)
         return len(done)
 
     def _note(

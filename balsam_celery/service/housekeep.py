@@ -48,7 +48,7 @@ def note_heartbeats(store: Store, client: redis.Redis, site: Site) -> dict[str, 
         last[pilot.id] = max([pilot.heartbeat, *(beat.time for beat in beats.values())])
     newer = [pilot for pilot in pilots if last[pilot.id] > pilot.heartbeat]
     if newer:
-        store.run(lambda conn: _note(conn, newer, last))
+        store.run(lambda conn: _note(conn, newer, last), durable=False)
     for pilot in pilots:
         if now > last[pilot.id] + SILENT_AFTER:
             log.warning(

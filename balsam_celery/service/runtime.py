@@ -174,7 +174,7 @@ class Service:
             self.engine.courier.tell(self._checks.run())
             housekeep.sweep(self.store, self._client, self.site)
             if self.store.clock() >= self._fade_at:
-                self.store.run(runtimes.fade)
+                self.store.run(runtimes.fade, durable=False)
                 self._fade_at = self.store.clock() + _FADE
 
     @contextmanager

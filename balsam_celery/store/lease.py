@@ -125,7 +125,7 @@ def renew(store: Store, name: str, holder: str, term: int, ttl: float) -> bool:
         statement = update(lease).where(*_is(name, holder, term))
         return conn.execute(statement.values(expires=store.clock() + ttl)).rowcount == 1
 
-    return store.run(prolong)
+    return store.run(prolong, durable=False)
 
 
 def release(store: Store, name: str, holder: str, term: int) -> None:
