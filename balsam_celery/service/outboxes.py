@@ -11,11 +11,8 @@ from balsam_celery.wire import Ended
 Found = tuple[list[Ended], list[str]]
 
 
-def read(directory: Path, node: str | None = None) -> Found:
-    """All that the outboxes of a pilot's directory hold; blocks for as long as the files do.
-
-    ``node``: only what the worker of that node has left.
-    """
+def read(directory: Path) -> Found:
+    """All that the outboxes of a pilot's directory hold; blocks for as long as the files do."""
     outcomes: list[Ended] = []
     unread = []
     try:
@@ -23,8 +20,6 @@ def read(directory: Path, node: str | None = None) -> Found:
     except OSError as error:
         return [], [f"{directory}: {error.strerror}"]
     for path in files:
-        if node is not None and path.name != f"{node}.outbox":
-            continue
         try:
             outcomes += read_outbox(path)
         except OSError as error:

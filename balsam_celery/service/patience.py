@@ -90,12 +90,11 @@ class Patient:
         found: T = begun.found
         return found
 
-    def read(self, directory: Path, node: str | None = None) -> outboxes.Found:
+    def read(self, directory: Path) -> outboxes.Found:
         """As :func:`balsam_celery.service.outboxes.read`.
 
         Raises:
             Hangs: nothing has come yet; the look goes on.
         """
         silent: outboxes.Found = [], [f"{directory}: the file system does not answer"]
-        what = "outboxes" if node is None else f"outbox of {node}"
-        return self.look(directory, what, lambda: outboxes.read(directory, node), silent)
+        return self.look(directory, "outboxes", lambda: outboxes.read(directory), silent)
