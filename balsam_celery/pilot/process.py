@@ -187,6 +187,17 @@ def end_processes(
         end_all(Quarry(attempt=attempt), grace)
 
 
+def attempts_with_ranks(mark: str) -> tuple[str, ...]:
+    """Brands of the attempts, of the worker with this mark, of which a rank lives here."""
+    name = rank_mark("").encode()
+    found = set()
+    for pid in procs.marked([mark]):
+        for entry in procs.environment(pid).split(b"\0"):
+            if entry.startswith(name):
+                found.add(os.fsdecode(entry.removeprefix(name)))
+    return tuple(sorted(found))
+
+
 def union(quarries: Iterable[Quarry]) -> Quarry:
     """All of them, brands aside, which a quarry has only one of."""
     whole = Quarry()
