@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from typing import Any
 
 import redis
 from sqlalchemy import func, select
 
 from balsam_celery import procs
 from balsam_celery.errors import StoreError
-from balsam_celery.states import FINAL, State, celery_state
+from balsam_celery.states import FINAL
 from balsam_celery.store import schema
 from tests.chaos import audit, workload
 from tests.chaos.ledger import Line
+from tests.chaos.plan import Injected
 from tests.chaos.report import Result
+from tests.chaos.results import wrong_results
 from tests.chaos.world import World
 from tests.waiting import wait_until
 
@@ -47,7 +51,13 @@ def _within(seconds: float, condition: object) -> None:
         return  # the audit tells what is missing
 
 
-def fill_in(world: World, result: Result, count: int, lines: list[Line]) -> None:
+def fill_in(
+    world: World,
+    result: Result,
+    count: int,
+    lines: Sequence[Line],
+    injected: Sequence[Injected],
+) -> None:
     """Make the audit; the allocations are ended on the way, the site stays up."""
     with world.live.store.read() as conn:
         tasks = schema.task.c
@@ -61,7 +71,8 @@ def fill_in(world: World, result: Result, count: int, lines: list[Line]) -> None
     found = audit.audit(site, workload.tasks(result.seed, count), lines, rows, attempts, events)
     if owed:
         found.owed.append(f"{owed} effects are not performed")
-    found.owed += _results(world, rows)
+    kept = _results(world, [row["id"] for row in rows])
+    found.owed += wrong_results(rows, kept, injected)
     world.live.balsam("allocations", "cancel", "--all")
     _within(60.0, lambda: not _alive(world))
     _within(60.0, lambda: not _keys(world))
@@ -73,18 +84,15 @@ def fill_in(world: World, result: Result, count: int, lines: list[Line]) -> None
     result.told = found.told()[:_TOLD]
 
 
-def _results(world: World, rows: list[dict[str, object]]) -> list[str]:
-    """Celery results that Redis has and that are not the row's; the backend asks SQL for others."""
+def _results(world: World, ids: Sequence[str]) -> dict[str, Any]:
+    """What Redis has as results, by id."""
     prefix = world.live.site.settings.key_prefix
-    found = []
     with world.redis() as client:
-        for row in rows:
-            kept = client.get(f"{prefix}celery-task-meta-{row['id']}")
-            status = json.loads(kept)["status"] if kept is not None else None
-            wanted = celery_state(State(str(row["state"])))
-            if status not in (None, wanted):
-                found.append(f"{row['id']}: the Celery result is {status}, the task {wanted}")
-    return found
+        kept = client.mget([f"{prefix}celery-task-meta-{id}" for id in ids])
+    return {
+        id: None if value is None else json.loads(value)
+        for id, value in zip(ids, kept, strict=True)
+    }
 
 
 def _alive(world: World) -> list[str]:
@@ -111,7 +119,7 @@ def _keys(world: World) -> list[str]:
     return found
 
 
-def _orphans(rows: list[dict[str, object]]) -> set[int]:
+def _orphans(rows: Sequence[dict[str, Any]]) -> set[int]:
     """Processes of tasks that live though all tasks are final."""
     return {
         pid

@@ -95,6 +95,22 @@ class Fault:
     wait: float
 
 
+@dataclass(frozen=True, slots=True)
+class Injected:
+    """A fault as it came.
+
+    Attributes:
+        kind: name of its kind.
+        monotonic, wall: when, in seconds, by the clocks of the machine.
+        lifted: when it was over, on the monotonic clock.
+    """
+
+    kind: str
+    monotonic: float
+    wall: float
+    lifted: float = 0.0
+
+
 def possible(kinds: Iterable[Kind], present: Iterable[str]) -> list[Kind]:
     """Kinds whose needs are met by what is ``present``."""
     there = frozenset(present)

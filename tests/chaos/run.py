@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sqlalchemy import func, select
@@ -17,7 +17,7 @@ from balsam_celery.store import schema
 from tests.chaos import after, faults
 from tests.chaos.ledger import parse
 from tests.chaos.meter import BEFORE, OVER, Meter
-from tests.chaos.plan import Fault
+from tests.chaos.plan import Fault, Injected
 from tests.chaos.report import Result
 from tests.chaos.submitter import ENOUGH, SUBMITTED
 from tests.chaos.workload import WORKFLOW
@@ -37,10 +37,11 @@ _pause = threading.Event()
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A fault that lasts: when it is lifted, on the monotonic clock, and how."""
+    """A fault that lasts: when it is due to be lifted (monotonic), how, and its place among all."""
 
     due: float
     lift: faults.Lift
+    number: int
 
 
 class Run:
@@ -72,6 +73,7 @@ class Run:
         self._say = say
         self._meter = Meter(self.directory / "ledger")
         self._pending: list[Pending] = []
+        self._injected: list[Injected] = []
         self._lifted = 0.0
         self._group: list[str] = []
         self._level = 0.0
@@ -136,6 +138,7 @@ class Run:
             # full work that came back only in part must not become the measure
             self._level = max(0.8 * self._level, seen)
         lasting = bool(self._pending)
+        came = Injected(fault.kind, time.monotonic(), time.time())
         try:
             lift = faults.inject(self.world, fault)
         except faults.NotNow as reason:
@@ -148,8 +151,10 @@ class Run:
         self.result.overlapping += lasting or fault.overlaps
         self._group.append(fault.kind)
         self._lifted = time.monotonic()
+        self._injected.append(replace(came, lifted=self._lifted))
         if lift is not None:
-            self._pending.append(Pending(time.monotonic() + fault.duration, lift))
+            due, number = time.monotonic() + fault.duration, len(self._injected) - 1
+            self._pending.append(Pending(due, lift, number))
 
     def _sleep(self, seconds: float) -> None:
         """Pass time, lifting what is due."""
@@ -170,7 +175,11 @@ class Run:
                     one.lift()
                 except faults.NotNow:
                     # what it needs is broken too, and is lifted from here
-                    self._pending.append(Pending(time.monotonic() + AGAIN, one.lift))
+                    self._pending.append(replace(one, due=time.monotonic() + AGAIN))
+                else:
+                    self._injected[one.number] = replace(
+                        self._injected[one.number], lifted=time.monotonic()
+                    )
 
     def _lift_all(self) -> None:
         """Wait until nothing is broken."""
@@ -211,7 +220,7 @@ class Run:
 
     def _audit(self) -> None:
         lines = parse((self.directory / "ledger").read_text(encoding="utf-8"))
-        after.fill_in(self.world, self.result, self.count, lines)
+        after.fill_in(self.world, self.result, self.count, lines, self._injected)
         self.result.seconds = round(time.monotonic() - self._began, 1)
 
 
