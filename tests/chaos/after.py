@@ -9,11 +9,10 @@ from typing import Any
 import redis
 from sqlalchemy import func, select
 
-from balsam_celery import procs
 from balsam_celery.errors import StoreError
 from balsam_celery.states import FINAL
 from balsam_celery.store import schema
-from tests.chaos import audit, workload
+from tests.chaos import audit, leftovers, workload
 from tests.chaos.ledger import Line
 from tests.chaos.plan import Injected
 from tests.chaos.report import Result
@@ -58,7 +57,7 @@ def fill_in(
     lines: Sequence[Line],
     injected: Sequence[Injected],
 ) -> None:
-    """Make the audit; the allocations are ended on the way, the site stays up."""
+    """Make the audit; the allocations are ended on the way, and then the site."""
     with world.live.store.read() as conn:
         tasks = schema.task.c
         rows = conn.execute(select(schema.task).where(tasks.workflow == workload.WORKFLOW))
@@ -77,7 +76,13 @@ def fill_in(
     _within(60.0, lambda: not _alive(world))
     _within(60.0, lambda: not _keys(world))
     found.keys += _keys(world)
-    found.orphans += [f"pid {pid}" for pid in sorted(_orphans(rows))]
+    hunted = leftovers.Hunted.of(world.directory, rows, _local_jobs(world))
+    # first beside the site, whose own end would take away what its processes have left
+    _within(60.0, lambda: not hunted.alive(world.services()))
+    orphans = hunted.alive(world.services())
+    world.down()
+    _within(60.0, lambda: not hunted.alive())
+    found.orphans += sorted({*orphans, *hunted.alive()})
     result.tasks, result.attempts = len(rows), len(attempts)
     result.done_again = audit.done_again(lines)
     result.findings = found.counts()
@@ -102,27 +107,23 @@ def _alive(world: World) -> list[str]:
 
 
 def _keys(world: World) -> list[str]:
-    """Keys of pilots that have ended, but for those that go by themselves."""
-    prefix = world.live.site.settings.key_prefix
-    pilot = schema.pilot.c
+    """What Redis keeps of pilots and allocations that have ended."""
+    pilot, allocation = schema.pilot.c, schema.allocation.c
     with world.live.store.read() as conn:
-        ended = list(conn.scalars(select(pilot.id).where(pilot.state == "ENDED")))
-    found = []
+        pilots = list(conn.scalars(select(pilot.id).where(pilot.state == "ENDED")))
+        ended = select(allocation.id).where(allocation.state.in_(("ENDED", "FAILED")))
+        allocations = list(conn.scalars(ended))
     try:
         with world.redis() as client:
-            for key in client.scan_iter(f"{prefix}*", count=1000):
-                name = key.decode(errors="replace")
-                if any(id in name for id in ended) and client.ttl(key) < 0:
-                    found.append(name)
+            prefix = world.live.site.settings.key_prefix
+            return leftovers.keys(client, prefix, pilots, allocations)
     except redis.RedisError as error:
         return [f"Redis does not answer: {error}"]
-    return found
 
 
-def _orphans(rows: Sequence[dict[str, Any]]) -> set[int]:
-    """Processes of tasks that live though all tasks are final."""
-    return {
-        pid
-        for pid in procs.marked([f"BALSAM_TASK_ID={row['id']}" for row in rows])
-        if procs.identity(pid) is not None
-    }
+def _local_jobs(world: World) -> list[str]:
+    """Names of the local scheduler's jobs, as their processes are branded."""
+    native, site = schema.allocation.c.native_id, world.live.site.settings.site.id
+    with world.live.store.read() as conn:
+        ids = conn.scalars(select(native).where(native.like("local-%")))
+        return [f"{site}.{id.removeprefix('local-')}" for id in ids]

@@ -26,13 +26,21 @@ def rank() -> str:
     return "0"
 
 
-def leave_a_child() -> None:
-    """A process in a session of its own that ignores TERM and would live for minutes."""
-    if os.fork() == 0:
-        os.setsid()
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        time.sleep(300)
-        os._exit(0)
+def leave_children(lock: int) -> None:
+    """Processes in sessions of their own that ignore TERM and would live for minutes.
+
+    One has nothing of its environment left (``env -i``); both hold the attempt's lock.
+    """
+    os.set_inheritable(lock, True)
+    for bare in (False, True):
+        if os.fork() == 0:
+            os.setsid()
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            if bare:
+                os.chdir("/")
+                os.execve("/bin/sleep", ["sleep", "300"], {})  # noqa: S606 - no shell is wanted
+            time.sleep(300)
+            os._exit(0)
 
 
 def main(directory: str, kind: str, cores: str, seconds: str) -> int:
@@ -56,7 +64,7 @@ def main(directory: str, kind: str, cores: str, seconds: str) -> int:
     if not alone:
         note("overlap", "-")
     if kind == "family":
-        leave_a_child()
+        leave_children(lock)
     time.sleep(float(seconds))
     status = 3 if kind in ("fail", "fails-twice") or (kind == "flaky" and attempt == "1") else 0
     note("end", status)

@@ -89,11 +89,11 @@ def stage(site: str, database: str) -> Iterator[World]:
         stack.enter_context(_environment(environment))
         house = House(directory / "house", networks)
         live = _open(directory / "site", site, house, postgres)
+        world = World(directory, live, house, postgres, cluster)
         try:
-            yield World(live, house, postgres, cluster)
+            yield world
         finally:
-            live.store.close()
-            down(live.site, cancel=True)
+            world.down()
 
 
 def present(world: World) -> list[str]:
