@@ -67,7 +67,8 @@ def fill_in(
         events = [dict(row) for row in conn.execute(by_id).mappings()]
         owed = conn.scalar(select(func.count()).select_from(schema.effect))
     site = world.live.site.settings.site.id
-    found = audit.audit(site, workload.tasks(result.seed, count), lines, rows, attempts, events)
+    asked = workload.tasks(result.seed, count)
+    found = audit.audit(site, asked, lines, rows, attempts, events, injected)
     if owed:
         found.owed.append(f"{owed} effects are not performed")
     kept = _results(world, [row["id"] for row in rows])

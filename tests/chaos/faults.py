@@ -23,7 +23,7 @@ from tests.chaos.world import World
 Lift = Callable[[], None]
 #: Seconds by which a clock goes wrong, at the least and at the most.
 WRONG = (60.0, 1800.0)
-_SITE = ("service", "beat", "transitions", "redis", "supervisor")
+_SITE = ("service", "beat", "transitions", "tasks", "redis", "supervisor")
 _pause = threading.Event()
 
 

@@ -14,13 +14,12 @@ from sqlalchemy import func, select
 
 from balsam_celery.errors import StoreError
 from balsam_celery.store import schema
-from tests.chaos import after, faults
+from tests.chaos import after, faults, workload
 from tests.chaos.ledger import parse
 from tests.chaos.meter import BEFORE, OVER, Meter
 from tests.chaos.plan import Fault, Injected
 from tests.chaos.report import Result
 from tests.chaos.submitter import ENOUGH, SUBMITTED
-from tests.chaos.workload import WORKFLOW
 from tests.chaos.world import World
 from tests.waiting import wait_until
 
@@ -99,10 +98,12 @@ class Run:
             )
             log_text = (self.directory / "submitter.log").read_text()
             assert submitter.returncode == 0, f"the submitter failed: {log_text[-3000:]}"
-            # a child comes with its parent, so that fewer are a beginning of the same tasks
+            # canvases come whole, so that fewer are a beginning of the same tasks
             self.count = int((self.directory / SUBMITTED).read_text(encoding="ascii"))
             self._say("waiting for the last tasks")
-            after.wait_for_the_end(self.world, self.count)
+            site = self.world.live.site.settings.site.id
+            wanted = workload.named(site, workload.tasks(self.result.seed, self.count))
+            after.wait_for_the_end(self.world, len(wanted))
         finally:
             self._meter.stop()
             while self._pending:
@@ -211,7 +212,9 @@ class Run:
         """Tasks that are waiting to be run."""
         task = schema.task.c
         states = ("PREPROCESSED", "RESTART_READY")
-        query = select(func.count()).where(task.workflow == WORKFLOW, task.state.in_(states))
+        query = select(func.count()).where(
+            task.workflow == workload.WORKFLOW, task.state.in_(states)
+        )
         try:
             with self.world.live.store.read() as conn:
                 return conn.scalar(query) or 0
