@@ -71,6 +71,8 @@ def _kill_supervisor(world: World, fault: Fault) -> Lift:
 
     def again() -> None:
         """What a user or a cron job does; until all answers."""
+        if world.is_sql_paused:
+            raise NotNow("SQL is away")  # and is lifted by whom this would keep waiting
         done = subprocess.run(
             [str(BIN / "balsam"), "up"], env=world.live.environment,
             capture_output=True, text=True, check=False,
@@ -92,7 +94,7 @@ def _kill_service_owing(world: World, _fault: Fault) -> None:
             raise NotNow("no service")
         procs.send(service, signal.SIGSTOP)
         try:
-            with world.live.store.read() as conn:
+            with world.read() as conn:
                 owed = list(conn.scalars(query))
             with world.redis() as client:
                 prefix = world.live.site.settings.key_prefix
@@ -177,19 +179,49 @@ def _stop_postgres(world: World, _fault: Fault) -> Lift:
     return world.postgres.resume
 
 
+def _pause_postgres(world: World, _fault: Fault) -> Lift:
+    assert world.postgres is not None
+    if not world.postgres.is_running or world.postgres.is_paused:
+        raise NotNow("PostgreSQL is away")
+    world.postgres.pause()
+    return world.postgres.go_on
+
+
 def _kill_controller(world: World, _fault: Fault) -> Lift:
-    cluster = world.cluster
-    assert cluster is not None
-    cluster.stop_controller(signal.SIGKILL)
-    return cluster.start_controller
+    assert world.cluster is not None
+    if not world.cluster.controller():
+        raise NotNow("no slurmctld")
+    world.cluster.stop_controller(signal.SIGKILL)
+    return world.cluster.start_controller
 
 
 def _kill_slurmd(world: World, fault: Fault) -> Lift:
-    cluster = world.cluster
-    assert cluster is not None
-    name = f"n{1 + int(fault.choice * 8)}"
-    cluster.kill_slurmd(name)
-    return lambda: cluster.start_slurmd(name)
+    assert world.cluster is not None
+    name = _node(fault)
+    if not world.cluster.slurmd(name):
+        raise NotNow(f"no slurmd on {name}")
+    world.cluster.kill_slurmd(name)
+    return lambda: world.cluster.start_slurmd(name)
+
+
+def _pause_slurm(world: World, fault: Fault) -> Lift:
+    assert world.cluster is not None
+    is_controller = fault.kind == "pause:slurmctld"
+    victims = world.cluster.controller() if is_controller else world.cluster.slurmd(_node(fault))
+    if not victims:
+        raise NotNow("it does not run")
+    for victim in victims:
+        procs.send(victim, signal.SIGSTOP)
+
+    def go_on() -> None:
+        for victim in victims:
+            procs.send(victim, signal.SIGCONT)
+
+    return go_on
+
+
+def _node(fault: Fault) -> str:
+    return f"n{1 + int(fault.choice * 8)}"
 
 
 _SPECIAL: dict[str, Callable[[World, Fault], Lift | None]] = {
@@ -203,6 +235,9 @@ _SPECIAL: dict[str, Callable[[World, Fault], Lift | None]] = {
     "clock:behind": _wrong_clock,
     "kill:postgres": _kill_postgres,
     "stop:postgres": _stop_postgres,
+    "pause:postgres": _pause_postgres,
     "kill:slurmctld": _kill_controller,
     "kill:slurmd": _kill_slurmd,
+    "pause:slurmctld": _pause_slurm,
+    "pause:slurmd": _pause_slurm,
 }

@@ -68,8 +68,11 @@ KINDS = (
     Kind("clock:behind", 5.0, 20.0, 0.75),
     Kind("kill:postgres", 0.5, 8.0, 1.5, _needs("postgres")),
     Kind("stop:postgres", 1.0, 12.0, 1.0, _needs("postgres")),
+    Kind("pause:postgres", 1.0, 12.0, 1.0, _needs("postgres")),
     Kind("kill:slurmctld", 1.0, 15.0, 2.0, _needs("slurm")),
     Kind("kill:slurmd", 1.0, 10.0, 2.0, _needs("slurm")),
+    Kind("pause:slurmctld", 1.0, 15.0, 1.0, _needs("slurm")),
+    Kind("pause:slurmd", 1.0, 15.0, 1.0, _needs("slurm")),
 )  # fmt: skip
 
 

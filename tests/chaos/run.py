@@ -216,7 +216,7 @@ class Run:
             task.workflow == workload.WORKFLOW, task.state.in_(states)
         )
         try:
-            with self.world.live.store.read() as conn:
+            with self.world.read() as conn:
                 return conn.scalar(query) or 0
         except StoreError:
             return LEFT

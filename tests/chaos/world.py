@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import redis
-from sqlalchemy import select
+from sqlalchemy import Connection, select
 
 from balsam_celery import procs
 from balsam_celery.celeryapp import redis_client
@@ -65,6 +65,23 @@ class World:
         found = [self.process(name) for name in (SUPERVISOR, *NAMES)]
         return [process.pid for process in found if process is not None]
 
+    @property
+    def is_sql_paused(self) -> bool:
+        """PostgreSQL is stopped and would let everybody wait until it goes on."""
+        return self.postgres is not None and self.postgres.is_paused
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Connection]:
+        """Read SQL while a fault may last, without waiting for what the caller itself must lift.
+
+        Raises:
+            StoreError: the database does not answer.
+        """
+        if self.is_sql_paused:
+            raise StoreError("PostgreSQL is stopped")
+        with self.live.store.read() as conn:
+            yield conn
+
     def down(self) -> None:
         """Bring the site down, once."""
         if not self._is_down:
@@ -77,7 +94,7 @@ class World:
         pilot = schema.pilot.c
         query = select(pilot.id, pilot.pid, pilot.allocation).where(pilot.state == "LIVE")
         try:
-            with self.live.store.read() as conn:
+            with self.read() as conn:
                 rows = conn.execute(query.order_by(pilot.id)).all()
         except StoreError:
             return []
