@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 
 import redis
@@ -47,6 +49,21 @@ def inject(world: World, fault: Fault) -> Lift | None:
     assert action == "pause", fault.kind
     procs.send(victim, signal.SIGSTOP)
     return lambda: _go_on(victim)
+
+
+def restarted(world: World, kind: str) -> float | None:
+    """When the process began that stands for the one that ``kind`` has killed.
+
+    Returns:
+        A time of the monotonic clock; ``None`` unless that was a process of the site.
+    """
+    action, _, whom = kind.partition(":")
+    # who gives `balsam up` after the supervisor's death has all processes started anew
+    name = {"service-owing": "service", "supervisor": "service"}.get(whom, whom)
+    if action != "kill" or name not in _SITE or (process := world.process(name)) is None:
+        return None
+    since_boot = process.start_time / os.sysconf("SC_CLK_TCK")
+    return since_boot + time.monotonic() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _go_on(victim: Identity) -> None:

@@ -18,7 +18,7 @@ from tests.chaos import after, faults, workload
 from tests.chaos.ledger import parse
 from tests.chaos.meter import BEFORE, OVER, Meter
 from tests.chaos.plan import Fault, Injected
-from tests.chaos.report import Result
+from tests.chaos.report import Result, slow
 from tests.chaos.submitter import ENOUGH, SUBMITTED
 from tests.chaos.world import World
 from tests.waiting import wait_until
@@ -52,6 +52,7 @@ class Run:
         count: how many tasks, at the most.
         say: told of each fault.
         all_tasks: all of them, also when the faults are over before.
+        strict: a recovery that takes too long is a finding, too (``report.slow``).
     """
 
     def __init__(
@@ -62,7 +63,9 @@ class Run:
         say: Callable[[str], None],
         *,
         all_tasks: bool = True,
+        strict: bool = False,
     ) -> None:
+        self._strict = strict
         self._all_tasks = all_tasks
         self.world = world
         self.result = result
@@ -204,7 +207,11 @@ class Run:
         took = round(full - self._lifted, 1)
         self._say(f"    full work {took} s after {' + '.join(group)} (level {self._level:.0f})")
         if len(group) == 1:
-            self.result.recovery.setdefault(group[0], []).append(took)
+            kind = group[0]
+            self.result.recovery.setdefault(kind, []).append(took)
+            if (began := faults.restarted(self.world, kind)) is not None:
+                after_it = round(max(0.0, full - max(began, self._lifted)), 1)
+                self.result.restarted.setdefault(kind, []).append(after_it)
         else:
             self.result.slowest = max(self.result.slowest, took)
 
@@ -224,6 +231,10 @@ class Run:
     def _audit(self) -> None:
         lines = parse((self.directory / "ledger").read_text(encoding="utf-8"))
         after.fill_in(self.world, self.result, self.count, lines, self._injected)
+        if self._strict:
+            late = slow(self.result)
+            self.result.findings["slow"] = len(late)
+            self.result.told += [f"slow: {one}" for one in late]
         self.result.seconds = round(time.monotonic() - self._began, 1)
 
 
