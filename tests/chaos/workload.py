@@ -42,17 +42,21 @@ class Rule:
     has_errbacks: bool = False
 
 
+#: Two on a node. What fails on purpose takes no node for itself: such tasks would follow each other
+#: on a node that no packed task fits on, and five in a row put it aside (``suspects``).
+_PACKED = {"node_packing_count": 2}
+
 RULES = {
-    "serial": Rule(46, options={"node_packing_count": 2}),
+    "serial": Rule(46, options=_PACKED),
     "multicore": Rule(15, options={"threads_per_rank": 2}, cores=2),
     "ranks": Rule(3, options={"ranks_per_node": 2}),
     "wide": Rule(4, options={"num_nodes": 2}, cores=2),
-    "fail": Rule(3, "FAILED", 3),
-    "told": Rule(2, "FAILED", 3, has_errbacks=True),
-    "fails-twice": Rule(2, "FAILED", 3, 2, options={"max_retries": 1}),
-    "flaky": Rule(3, options={"max_retries": 1}),
+    "fail": Rule(3, "FAILED", 3, options=_PACKED),
+    "told": Rule(2, "FAILED", 3, options=_PACKED, has_errbacks=True),
+    "fails-twice": Rule(2, "FAILED", 3, 2, options={"max_retries": 1, **_PACKED}),
+    "flaky": Rule(3, options={"max_retries": 1, **_PACKED}),
     # fails once, and its handler has it started again
-    "handled": Rule(2, hooks=("handler",)),
+    "handled": Rule(2, options=_PACKED, hooks=("handler",)),
     "hooked": Rule(3, hooks=("preprocess", "postprocess")),
     "restartable": Rule(4, options={"restartable": True}, least=3.0, most=8.0),
     "family": Rule(4),
