@@ -75,7 +75,8 @@ def _one(result: Result, options: argparse.Namespace) -> None:
     with stage(result.site, result.database) as world:
         kinds = possible(KINDS, present(world))
         left_out = sorted({kind.name for kind in KINDS} - {kind.name for kind in kinds})
-        say(f"without {', '.join(left_out) or 'nothing'}")
+        # times of attempts are told as seconds since the epoch
+        say(f"now is {time.time():.1f}; without {', '.join(left_out) or 'nothing'}")
         run = Run(world, result, options.tasks, say, strict=options.strict_recovery)
         plan = faults(result.seed, kinds, share=options.share, soon=options.soon)
         run.go(plan, 60 * options.minutes)

@@ -131,8 +131,8 @@ def _told(tries: Iterable[Mapping[str, Any]]) -> str:
     lines = []
     for one in tries:
         told = str(one.get("stderr_tail") or "").strip()[-300:]
-        facts = (one["number"], one.get("pilot"), one["outcome"], one.get("reason"), told)
-        lines.append(f"\n    {facts}")
+        names = ("number", "pilot", "nodes", "started", "ended", "outcome", "reason")
+        lines.append(f"\n    {[one.get(name) for name in names]} {told!r}")
     return "".join(lines)
 
 
