@@ -46,6 +46,9 @@ def main() -> int:
         help=f"find fault with full work later than {RESTART:.0f} s after the restart of a process"
         f" of the site, or {LOST_PILOT:.0f} s after the loss of a pilot, each without other faults",
     )
+    parser.add_argument(
+        "--keep", type=Path, help="where the logs and files of runs that found something are kept"
+    )
     options = parser.parse_args()
     # what was started is stopped then too
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
@@ -77,7 +80,8 @@ def _one(result: Result, options: argparse.Namespace) -> None:
         left_out = sorted({kind.name for kind in KINDS} - {kind.name for kind in kinds})
         # times of attempts are told as seconds since the epoch
         say(f"now is {time.time():.1f}; without {', '.join(left_out) or 'nothing'}")
-        run = Run(world, result, options.tasks, say, strict=options.strict_recovery)
+        strict, keep = options.strict_recovery, options.keep
+        run = Run(world, result, options.tasks, say, strict=strict, keep=keep)
         plan = faults(result.seed, kinds, share=options.share, soon=options.soon)
         run.go(plan, 60 * options.minutes)
         for note in world.notes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -53,6 +54,7 @@ class Run:
         say: told of each fault.
         all_tasks: all of them, also when the faults are over before.
         strict: a recovery that takes too long is a finding, too (``report.slow``).
+        keep: where the site's directory and the ledger are copied to if anything was found.
     """
 
     def __init__(
@@ -64,8 +66,10 @@ class Run:
         *,
         all_tasks: bool = True,
         strict: bool = False,
+        keep: Path | None = None,
     ) -> None:
         self._strict = strict
+        self._keep = keep
         self._all_tasks = all_tasks
         self.world = world
         self.result = result
@@ -236,6 +240,14 @@ class Run:
             self.result.findings["slow"] = len(late)
             self.result.told += [f"slow: {one}" for one in late]
         self.result.seconds = round(time.monotonic() - self._began, 1)
+        if self._keep is not None and not self.result.passed:
+            kept = self._keep / self.world.directory.name
+            shutil.copytree(self.world.directory, kept, symlinks=True, ignore=_sockets)
+            self._say(f"kept in {kept}")
+
+
+def _sockets(directory: str, names: list[str]) -> list[str]:
+    return [name for name in names if (Path(directory) / name).is_socket()]
 
 
 def _count(book: dict[str, int], kind: str) -> None:
