@@ -37,7 +37,7 @@ setup(
     package_dir={"balsam_celery.config": "config"},
     package_data={
         "balsam_celery": ["py.typed"],
-        "balsam_celery.launchers": ["*.sh"],
+        "balsam_celery.launchers": ["bin/srun"],
         "balsam_celery.store": ["migrations/*", "migrations/versions/*.py"],
         "balsam_celery.config": ["*.toml", "*.conf", "*.py", "jobs/*.j2", "sites/*"],
     },

@@ -63,13 +63,18 @@ def ask(queue: Queue, rest: Rest, caps: Caps, policy: Policy) -> Asked | None:
     return Asked(request, block, left)
 
 
-def told(request: Request, block: Block) -> Request:
-    """``request`` with what it is for: all that has flown into ``block`` by now."""
+def told(request: Request, block: Block, waits_for: int) -> Request:
+    """``request`` with what it is for: all that has flown into ``block`` by now.
+
+    ``waits_for``: allocations of its queue of which one has to end before it; 0: none has to.
+    """
     shapes = len({demand for demand, _ in block.share})
     reason = (
         f"{block.served} waiting tasks of {shapes} shape{'s' * (shapes != 1)} fill"
         f" {request.nodes} nodes for {format_duration(max(1, round(block.depth)))}"
     )
+    if waits_for:
+        reason += f"; max_running of the queue is {waits_for}, and as many run"
     return replace(request, reason=reason, tasks=block.served)
 
 

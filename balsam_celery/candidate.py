@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from balsam_celery.resources import Resources
+
+#: Tasks that give no ``node_packing_count`` are ordered as if so many shared a node.
+ANY_NUMBER: Final = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,3 +48,8 @@ class Candidate:
         if self.restartable and self.expected_time is not None:
             return min(self.limit, self.expected_time + self.kill_grace)
         return self.limit
+
+
+def grown(priority: int, created: float, now: float, ageing: float) -> float:
+    """A task's priority, which ``ageing`` seconds of waiting raise by one."""
+    return priority + max(0.0, now - created) // ageing

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from balsam_celery.durations import format_duration
-from balsam_celery.limits import Policy, at_once
+from balsam_celery.limits import Policy
 from balsam_celery.plans import Existing, Note
 from balsam_celery.pouring import Block, Rest
 
@@ -23,8 +23,7 @@ def drained(allocation: Existing, wanted: Rest, policy: Policy) -> Note | None:
         return None
     if idle >= policy.idle_timeout:
         return Note(allocation.id, "idle", f"idle for {format_duration(round(idle))}")
-    wide = [d for d, _ in wanted if at_once(d.resources, allocation.nodes, allocation.node)]
-    if wide:
+    if any(block.row(demand) for demand, _ in wanted):
         return Note(allocation.id, "time-over", "idle, and too near its end for what waits")
     return None
 

@@ -37,10 +37,15 @@ def lanes(
     nodes: Iterable[NodeFree],
     held: Iterable[Held],
     idle: Mapping[str, float] = MappingProxyType({}),
+    like: NodeCapacity | None = None,
 ) -> tuple[Lane, ...]:
     """One lane for each of ``nodes``, in their order, without those that are lost.
 
-    ``idle``: seconds for which nothing has run, of the nodes of which that is true.
+    Args:
+        nodes: with what is free there.
+        held: what runs.
+        idle: seconds for which nothing has run, of the nodes of which that is true.
+        like: what a node has of which the lane need not say it; ``None``: any.
     """
     latest: dict[str, float] = defaultdict(float)
     likely: dict[str, float] = defaultdict(float)
@@ -49,14 +54,24 @@ def lanes(
             latest[name] = max(latest[name], one.latest)
             likely[name] = max(likely[name], one.likely)
     return tuple(
-        _lane(node, latest[name], likely[name], idle.get(name))
+        _lane(node, latest[name], likely[name], idle.get(name), like or node.capacity)
         for node in nodes
         if not node.lost
         for name in (node.capacity.name,)
     )
 
 
-def _lane(node: NodeFree, latest: float, likely: float, idle_for: float | None) -> Lane:
+def _has(node: NodeCapacity) -> tuple[object, ...]:
+    return len(node.cores), len(node.gpus), node.memory, node.resources
+
+
+def _lane(
+    node: NodeFree,
+    latest: float,
+    likely: float,
+    idle_for: float | None,
+    like: NodeCapacity,
+) -> Lane:
     whole = NodeFree.of(node.capacity)
     names = (name for name, _ in node.capacity.resources)
     return Lane(
@@ -69,6 +84,7 @@ def _lane(node: NodeFree, latest: float, likely: float, idle_for: float | None) 
         node.occupancy,
         node.capacity.name,
         idle_for,
+        None if _has(node.capacity) == _has(like) else replace(node.capacity, name=""),
     )
 
 
@@ -77,22 +93,32 @@ class Lanes:
 
     Attributes:
         longest: seconds until all are likely to be free.
+        nodes: what they have, and how many have that.
     """
 
     def __init__(self, each: Iterable[Lane], node: NodeCapacity, usable: float) -> None:
-        """``node``: what each has; ``usable``: seconds of the allocation that are left."""
+        """``node``: what each has, unless it says otherwise; ``usable``: seconds that are left."""
         step = usable / _STEPS or 1.0
         alike: dict[tuple[object, ...], tuple[Lane, Counter[int]]] = {}
         for lane in each:
-            key = (lane.free_cores, lane.gpus, lane.memory, lane.resources, lane.occupancy)
+            key = (
+                lane.free_cores, lane.gpus, lane.memory, lane.resources, lane.occupancy, lane.node,
+            )  # fmt: skip
             if key not in alike:
                 alike[key] = lane, Counter()
             alike[key][1][round(lane.wait / step)] += 1
         #: what is free on such nodes, and (seconds until all is, how many of them), soonest first
         self._kinds = [
-            (_free(lane, node), [(steps * step, n) for steps, n in sorted(waits.items())])
+            (
+                _free(lane, lane.node or node),
+                [(steps * step, n) for steps, n in sorted(waits.items())],
+            )
             for lane, waits in alike.values()
         ]
+        nodes: Counter[NodeCapacity] = Counter()
+        for lane, waits in alike.values():
+            nodes[lane.node or node] += waits.total()
+        self.nodes = tuple(nodes.items())
         every = sorted(pair for _, waits in self._kinds for pair in waits)
         self._waits = [wait for wait, _ in every]
         self.longest = self._waits[-1] if every else 0.0

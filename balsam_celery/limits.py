@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -219,6 +219,12 @@ def per_node(wanted: Resources, node: NodeCapacity) -> int:
 def at_once(wanted: Resources, nodes: int, node: NodeCapacity) -> int:
     """Tasks of ``wanted`` that run at once on ``nodes`` nodes."""
     return (nodes // wanted.num_nodes) * per_node(wanted, node)
+
+
+def at_once_on(wanted: Resources, kinds: Iterable[tuple[NodeCapacity, int]]) -> int:
+    """Tasks of ``wanted`` that run at once on nodes of several kinds, with how many of each."""
+    places = sum(per_node(wanted, node) * count for node, count in kinds)
+    return places // wanted.num_nodes
 
 
 def could_hold(queue: Queue, wanted: Resources, needed: float, policy: Policy) -> bool:

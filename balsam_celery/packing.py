@@ -150,7 +150,7 @@ class _Planner(Requester):
 
     def _runs(self, allocation: Existing) -> bool:
         """It runs, or starts at once."""
-        return allocation.state == "running" or allocation.id in self._windows.starting
+        return allocation.state == "running" or allocation.id in self._starting
 
     def _filling_order(self, allocation: Existing) -> tuple[bool, bool, float, bool]:
         # sorted() keeps the order of the queued ones, in which their shares were planned
@@ -297,7 +297,8 @@ class _Planner(Requester):
     def _ask_for(self, rest: Rest, *, spare: bool) -> Rest:
         """Ask for allocations for ``rest``; return what none may be asked for.
 
-        ``spare``: nothing more than the machine has nodes for, and no word of what waits.
+        ``spare``: nothing more than the machine has nodes for or a queue lets run, and no word of
+        what waits.
         """
         left: Rest = []
         while rest:
@@ -307,6 +308,7 @@ class _Planner(Requester):
             asked = [
                 found
                 for queue in open_queues
+                if not (spare and self._would_wait(queue, demand))
                 if (caps := self._caps(queue, demand, spare)) is not None
                 if (found := self._ask_in(queue, rest, caps)) is not None
             ]
@@ -336,7 +338,6 @@ class _Planner(Requester):
                 if self._room.has(queue) and self._windows.best(queue.name) is not None
                 if (caps := self._caps(queue, demand, True)) is not None
                 if (asked := self._ask_in(queue, rest, caps)) is not None and asked[1] == "window"
-                if self._room.may_start(queue.name) or self._clears(asked[0].request)
             ]
             if found:
                 rest, left = self._take_best(found, left + rest), []
@@ -345,22 +346,15 @@ class _Planner(Requester):
                 rest = rest[1:]
         return left + rest
 
-    def _clears(self, request: Request) -> Note | None:
-        usable = self._policy.usable(request.wall_time)
-        return in_the_way(self._kept, request.queue, request.nodes, usable)
-
     def in_the_way(self) -> Iterable[Note]:
         """Running allocations that are to end for far larger ones for which nodes are idle."""
         notes = [self._clears(one) for one in self.requests if one.code == "window"]
         notes += [
             in_the_way(self._kept, one.queue, one.nodes, one.usable)
             for one in self._kept
-            if one.id in self._windows.starting
+            if one.id in self._windows.fitting and self._room.is_full(one.queue)
         ]
-        full = {name for name in self._queues if not self._room.may_start(name)}
-        running = {one.id: one.queue for one in self._kept}
-        found = {note.id: note for note in notes if note is not None and running[note.id] in full}
-        return found.values()
+        return {note.id: note for note in notes if note is not None}.values()
 
 
 def _is_smaller(one: Existing, other: Existing) -> bool:

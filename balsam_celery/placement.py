@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from balsam_celery import lookahead
 from balsam_celery.backfill import Backfill, Reservation
 from balsam_celery.bitset import compact
-from balsam_celery.candidate import Candidate
+from balsam_celery.candidate import ANY_NUMBER, Candidate, grown
 from balsam_celery.collection import uncollected
 from balsam_celery.ledger import Ledger
 from balsam_celery.lookahead import NO_LOOK_AHEAD, LookAhead
@@ -121,10 +121,10 @@ def _order(
 ) -> tuple[float, int, int, int, float, str]:
     wanted = candidate.resources
     return (
-        -candidate.priority - max(0.0, now - candidate.created) // ageing,
+        -grown(candidate.priority, candidate.created, now, ageing),
         -wanted.num_nodes,
         # the fewer share a node, the wider
-        wanted.node_packing_count or 1_000_000,
+        wanted.node_packing_count or ANY_NUMBER,
         -wanted.least_cores,
         candidate.created,
         candidate.id,

@@ -65,6 +65,7 @@ class Lane:
         occupancy: sum of 1/``node_packing_count`` of the tasks on it that gave one.
         name: of the node.
         idle_for: seconds for which nothing has run on it; ``None``: something does.
+        node: what it has; ``None``: what the allocation says of its nodes.
     """
 
     free_cores: int
@@ -76,6 +77,7 @@ class Lane:
     occupancy: float = 0.0
     name: str = ""
     idle_for: float | None = None
+    node: NodeCapacity | None = None
 
     @property
     def wait(self) -> float:
@@ -94,7 +96,7 @@ class Existing:
         nodes: number of nodes.
         usable: seconds in which its workers can run tasks, from now (running) or from its start
             (queued); 0 when it drains or is being cancelled.
-        node: what each node has.
+        node: what each node has, unless its lane says otherwise.
         lanes: its nodes while it runs; empty: all free.
         waited: seconds for which a queued one has been queued.
         idle_for: seconds for which nothing has run in one that runs; ``None``: something does, or

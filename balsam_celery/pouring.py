@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from balsam_celery.lanes import Lanes
-from balsam_celery.limits import Policy, at_once, per_node
+from balsam_celery.limits import Policy, at_once, at_once_on, per_node
 from balsam_celery.plans import Demand, Existing, Flow
 from balsam_celery.resources import NodeCapacity
 
@@ -33,6 +33,7 @@ class Block:
         nodes, usable, node: as of :class:`~balsam_celery.plans.Existing`.
         policy: the site's.
         lanes: what its nodes have free, and when; ``None``: all is free.
+        kinds: what its nodes have, and how many have that; empty: all have the same.
         depth: seconds of it that are filled.
         longest: seconds for which it is held by the longest task in it, whatever else it runs.
         share: what was poured in.
@@ -43,6 +44,7 @@ class Block:
     node: NodeCapacity
     policy: Policy
     lanes: Lanes | None = None
+    kinds: tuple[tuple[NodeCapacity, int], ...] = ()
     depth: float = 0.0
     longest: float = 0.0
     share: Rest = field(default_factory=list)
@@ -54,6 +56,8 @@ class Block:
         if allocation.lanes:
             block.lanes = Lanes(allocation.lanes, allocation.node, allocation.usable)
             block.longest = block.lanes.longest
+            if len(block.lanes.nodes) > 1:
+                block.kinds = block.lanes.nodes
         return block
 
     @property
@@ -63,9 +67,7 @@ class Block:
 
     def fits(self, demand: Demand) -> bool:
         """One such task could run in it if nothing else did."""
-        return demand.needs(self.policy.kill_grace) <= self.usable and bool(
-            at_once(demand.resources, self.nodes, self.node)
-        )
+        return demand.needs(self.policy.kill_grace) <= self.usable and bool(self.row(demand))
 
     def pour(self, rest: Rest, *, deep: bool = False) -> Rest:
         """Take what it can of ``rest`` and return what is left.
@@ -76,26 +78,31 @@ class Block:
         for demand, count in rest:
             taken = min(count, self._places(demand, deep))
             if taken:
-                self.depth += taken * demand.duration / self._row(demand)
+                self.depth += taken * demand.duration / self.row(demand)
                 self.longest = max(self.longest, demand.duration)
                 self.share.append((demand, taken))
             if taken < count:
                 after.append((demand, count - taken))
         return after
 
-    def _row(self, demand: Demand) -> int:
+    def row(self, demand: Demand) -> int:
+        """How many such tasks run in it at once."""
+        if self.kinds:
+            return at_once_on(demand.resources, self.kinds)
         return at_once(demand.resources, self.nodes, self.node)
 
     def _places(self, demand: Demand, deep: bool) -> int:
         needed, duration = demand.needs(self.policy.kill_grace), demand.duration
-        row = self._row(demand) if needed <= self.usable else 0
+        row = self.row(demand) if needed <= self.usable else 0
         if not row or not self._starts(demand, needed):
             return 0
         # when the last row may start
         last = self.usable - needed
         if not deep:
             # its nodes are charged for as long as the longest runs, so others may run beside that
-            beside = per_node(demand.resources, self.node)
+            beside = max(
+                per_node(demand.resources, node) for node, _ in self.kinds or ((self.node, 1),)
+            )
             worth = _DEEPER * self.policy.depth(duration, beside)
             if self.policy.release_after is None:
                 worth = max(worth, self.longest)

@@ -183,21 +183,20 @@ def marked(marks: Collection[str], entries: Collection[int] | None = None) -> se
     wanted = {mark.encode() for mark in marks}
     found = set()
     for pid in snapshot() if entries is None else entries:
-        environment = _environment(pid)
-        if any(mark in environment for mark in wanted) and not wanted.isdisjoint(
-            environment.split(b"\0")
-        ):
+        shown = environment(pid)
+        if any(mark in shown for mark in wanted) and not wanted.isdisjoint(shown.split(b"\0")):
             found.add(pid)
     return found
 
 
-def _environment(pid: int) -> bytes:
-    if environment := _read(f"/proc/{pid}/environ"):
-        return environment
+def environment(pid: int) -> bytes:
+    """The environment of a process as it was when it was started; empty for others' processes."""
+    if shown := _read(f"/proc/{pid}/environ"):
+        return shown
     # nothing is shown for a main thread that has ended; its other threads still tell
     for thread in _threads(pid):
-        if thread != pid and (environment := _read(f"/proc/{pid}/task/{thread}/environ")):
-            return environment
+        if thread != pid and (shown := _read(f"/proc/{pid}/task/{thread}/environ")):
+            return shown
     return b""
 
 

@@ -6,11 +6,13 @@ node, it costs for nothing until the last task of its allocation has ended.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from bisect import bisect_right
+from collections import defaultdict
 
 from balsam_celery.limits import Policy, per_node
 from balsam_celery.plans import Existing
 from balsam_celery.pouring import Rest
+from balsam_celery.resources import NodeCapacity
 
 
 def released(allocation: Existing, wanted: Rest, policy: Policy) -> tuple[str, ...]:
@@ -32,13 +34,15 @@ def released(allocation: Existing, wanted: Rest, policy: Policy) -> tuple[str, .
 
 def _wanted(allocation: Existing, wanted: Rest, policy: Policy) -> bool:
     """Something may start there in time, when what runs has ended as is likely."""
-    most = max(lane.free_cores for lane in allocation.lanes)
-    node = allocation.node
-    if most > len(node.cores):
-        node = replace(node, cores=tuple(range(most)))
+    waits: dict[NodeCapacity | None, list[float]] = defaultdict(list)
+    for lane in allocation.lanes:
+        waits[lane.node].append(lane.wait)
+    kinds = [(node or allocation.node, sorted(times)) for node, times in waits.items()]
     for demand, _ in wanted:
         last = allocation.usable - demand.needs(policy.kill_grace)
-        in_time = sum(lane.wait <= last for lane in allocation.lanes)
-        if in_time >= demand.resources.num_nodes and per_node(demand.resources, node):
+        in_time = sum(
+            bisect_right(times, last) for node, times in kinds if per_node(demand.resources, node)
+        )
+        if in_time >= demand.resources.num_nodes:
             return True
     return False

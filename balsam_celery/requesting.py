@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from balsam_celery.asking import Asked, ask, efficiency, told
+from balsam_celery.draining import in_the_way
 from balsam_celery.limits import Policy, Queue, could_hold
-from balsam_celery.plans import Demand, Existing, Request, Waiting, Window
+from balsam_celery.plans import Demand, Existing, Note, Request, Waiting, Window
 from balsam_celery.pouring import Block, Rest
 from balsam_celery.room import Room, Windows
 from balsam_celery.sizing import Caps
@@ -40,6 +41,13 @@ class Requester:
         # one that is given up takes its place until the scheduler has let it go
         self._room = Room(queues, existing, policy)
         self._windows = Windows(windows, existing, policy)
+        self._existing = existing
+        #: queued ones that start at once; others that fit would wait for one that runs
+        self._starting: set[str] = set()
+        for one in existing:
+            if one.id in self._windows.fitting and self._room.may_start(one.queue):
+                self._room.start(one.queue)
+                self._starting.add(one.id)
         self.blocks: dict[str, Block] = {}
         self.new: list[Block] = []
         self.requests: list[Request] = []
@@ -87,9 +95,19 @@ class Requester:
             if free >= max(queue.min_nodes, demand.resources.num_nodes):
                 nodes = min(nodes, free)
                 room = min(room, free // nodes)
-            elif any(b.fits(demand) for b in (*self.blocks.values(), *self.new)):
+            elif self._is_held(demand):
                 return None
         return Caps(nodes, queue.max_wall_time, self._room.node_seconds, room)
+
+    def _would_wait(self, queue: Queue, demand: Demand) -> bool:
+        """One more of the queue waits for the end of one that runs, and what there is, or is asked
+        for, can run such tasks as well.
+        """
+        return not self._room.may_start(queue.name) and self._is_held(demand)
+
+    def _is_held(self, demand: Demand) -> bool:
+        """What there is, or is asked for, can run such tasks, if later."""
+        return any(block.fits(demand) for block in (*self.blocks.values(), *self.new))
 
     def _ask_in(self, queue: Queue, rest: Rest, caps: Caps) -> tuple[Asked, str] | None:
         """The best request of a queue; cut to what is idle there, if that is worth it."""
@@ -101,7 +119,7 @@ class Requester:
             return whole, "backlog"
         request = whole.request
         if request.nodes <= window.nodes and request.wall_time <= window.seconds:
-            return whole, "window"
+            return whole, "window" if self._may_start(request) else "backlog"
         wall_time = int(min(caps.wall_time, window.seconds))
         nodes = min(caps.nodes, window.nodes)
         # it starts at once however long it is, and nobody knows when the others do
@@ -110,9 +128,20 @@ class Requester:
         if cut is None or (cut.left and caps.room < 2):
             return whole, "backlog"
         good = self._policy.efficiency * efficiency(queue, whole, self._policy)
-        if efficiency(queue, cut, self._policy) < good:
+        if efficiency(queue, cut, self._policy) < good or not self._may_start(cut.request):
             return whole, "backlog"
         return cut, "window"
+
+    def _may_start(self, request: Request) -> bool:
+        """Nothing but nodes may keep it from starting: those that run, or one fewer, let it."""
+        return self._room.may_start(request.queue, cleared=self._clears(request) is not None)
+
+    def _clears(self, request: Request) -> Note | None:
+        """The running allocation that is to end for it, where all run that may."""
+        if not self._room.is_full(request.queue):
+            return None
+        usable = self._policy.usable(request.wall_time)
+        return in_the_way(self._existing, request.queue, request.nodes, usable)
 
     def _worth(self, found: tuple[Asked, str]) -> tuple[bool, bool, float, int]:
         asked, code = found
@@ -127,7 +156,11 @@ class Requester:
     def told(self) -> tuple[Request, ...]:
         """The requests, each with what it is for."""
         pairs = zip(self.requests, self.new, strict=True)
-        return tuple(told(request, block) for request, block in pairs)
+        return tuple(told(request, block, self._waits_for(request)) for request, block in pairs)
+
+    def _waits_for(self, request: Request) -> int:
+        waits = request.code != "window" and self._room.is_full(request.queue)
+        return self._queues[request.queue].max_running if waits else 0
 
     def _take_best(self, found: Sequence[tuple[Asked, str]], rest: Rest) -> Rest:
         """Ask for the best of what was found; return what it leaves of ``rest``."""
@@ -142,7 +175,9 @@ class Requester:
         """
         request = replace(asked.request, code=code)
         block = replace(asked.block, depth=0.0, longest=0.0, share=[])
-        left = block.pour(rest)
+        # another would only wait for the end of one that runs, so this one is to do what it can
+        deep = code == "backlog" and not self._room.may_start(request.queue)
+        left = block.pour(rest, deep=deep)
         self.requests.append(request)
         self.new.append(block)
         self._room.take(request)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -25,6 +26,7 @@ class Room:
         self._most = policy.max_allocations
         self._queued = {queue.name: queue.max_queued for queue in queues}
         self._running = {queue.name: queue.max_running for queue in queues}
+        self._starting: Counter[str] = Counter()
         self.node_seconds = math.inf if policy.budget is None else policy.budget
         self.nodes = sum(allocation.nodes for allocation in existing)
         for allocation in existing:
@@ -44,12 +46,25 @@ class Room:
         """Once one of the queue is gone, another may be asked for."""
         return self._total >= 0 and self._queued[queue] >= 0
 
-    def may_start(self, queue: str) -> bool:
-        """The queue has room for one more that runs."""
-        return self._running[queue] > 0
+    def is_full(self, queue: str) -> bool:
+        """``max_running`` of the queue run: one more would wait for their ends."""
+        return self._running.get(queue, 1) <= 0
+
+    def may_start(self, queue: str, *, cleared: bool = False) -> bool:
+        """The queue has room for one more beside those that run, or start at once.
+
+        ``cleared``: one that runs is to end for it.
+        """
+        return self._running.get(queue, 0) + cleared > self._starting[queue]
+
+    def start(self, queue: str) -> None:
+        """Count in one that starts at once."""
+        self._starting[queue] += 1
 
     def take(self, request: Request) -> None:
         """Count in a request."""
+        if request.code == "window":
+            self.start(request.queue)
         self._total -= 1
         self._queued[request.queue] -= 1
         self.nodes += request.nodes
@@ -71,19 +86,19 @@ class Windows:
     """Idle nodes, less those that are promised already.
 
     Attributes:
-        starting: ids of queued allocations that fit into them, and so start at once.
+        fitting: ids of queued allocations that fit into them.
     """
 
     def __init__(
         self, windows: Sequence[Window], existing: Sequence[Existing], policy: Policy
     ) -> None:
         self._free = [w for w in windows if w.nodes > 0]
-        self.starting: set[str] = set()
+        self.fitting: set[str] = set()
         for allocation in existing:
             if allocation.state == "queued" and allocation.usable > 0:
                 seconds = allocation.usable + policy.margins
                 if self.take(allocation.queue, allocation.nodes, seconds):
-                    self.starting.add(allocation.id)
+                    self.fitting.add(allocation.id)
 
     def best(self, queue: str) -> Window | None:
         """The largest that is left in a queue."""

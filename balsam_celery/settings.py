@@ -170,6 +170,8 @@ class LauncherSettings:
     mpi: str = ""  # srun: its --mpi, such as "pmi2" or "pmix"; "": Slurm's default
     options: tuple[str, ...] = ()  # more arguments, before the program
     template: tuple[str, ...] = ()  # of the kind "template": the whole command
+    template_stays: bool = True  # it may end what a rank leaves behind: ranks of a pilot's stay
+    template_survival: tuple[str, ...] = ()  # arguments by which ranks go on without a lost one
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +277,11 @@ def parse(plain: dict[str, Any]) -> Settings:
             raise InvalidInput(f"local.{key} is {getattr(settings.local, key)}: give 1 or more")
     for name, queue in settings.queues.items():
         _check_queue(f"queues.{name}", queue, settings.scheduler)
+        if settings.scheduler.kind == "local" and queue.min_nodes > settings.local.nodes:
+            raise InvalidInput(
+                f"queues.{name}.min_nodes is {queue.min_nodes}: local.nodes is"
+                f" {settings.local.nodes}, so no job fits; give that or less, or raise local.nodes"
+            )
     if settings.packing.efficiency > 0.99:
         raise InvalidInput(
             f"packing.efficiency is {settings.packing.efficiency}: give 0 to 0.99, such as 0.9"

@@ -46,6 +46,7 @@ FLOORS: dict[str, int] = {
     "requesting": 0,
     "sizing": 0,
     "outer": 0,
+    "cutoff": 0,
     "codec": 0,
     "wire": 0,
     # 1: one outside world each

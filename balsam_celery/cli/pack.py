@@ -21,11 +21,11 @@ from balsam_celery.service.decide import Decision, foresee
 @click.option("--dry-run", is_flag=True, help="Only print the decision.")
 @json_option
 def pack(dry_run: bool, as_json: bool) -> None:
-    """Print which batch jobs would be asked for, cancelled and drained now, and why.
+    """Print which batch jobs would be asked for, cancelled and drained now, which idle nodes given
+    back, and why.
 
     It is what the site's service decides by the same rows, limits and idle nodes; nothing is
-    changed. Idle nodes that would be given back are not shown. The service does it by itself, every
-    packing.interval.
+    changed. The service does it by itself, every packing.interval.
     """
     site = session().site
     if not dry_run:
@@ -73,6 +73,15 @@ def describe_decision(decision: Decision) -> dict[str, Any]:
             for request in plan.requests
         ],
         "allocations": notes,
+        "release": [
+            {
+                "allocation": release.id,
+                "queue": rows[release.id].queue,
+                "wall_time": rows[release.id].wall_time,
+                "nodes": list(release.nodes),
+            }
+            for release in plan.release
+        ],
         "waiting": [
             {
                 "resources": describe.resources(waits.demand.resources),
@@ -122,6 +131,13 @@ def _print(plain: dict[str, Any]) -> None:
             one["reason"],
         )
         for one in plain["allocations"]
+    ]  # fmt: skip
+    rows += [
+        (
+            "give back", one["allocation"], one["queue"], len(one["nodes"]), one["wall_time"],
+            f"idle, and nothing that waits could use them: {', '.join(one['nodes'])}",
+        )
+        for one in plain["release"]
     ]  # fmt: skip
     table(
         ("ACTION", "ALLOCATION", "QUEUE", "NODES", "WALL TIME"),

@@ -106,7 +106,12 @@ def _program(name: str, given: str, environ: Mapping[str, str]) -> str:
 
 
 def _template(settings: LauncherSettings, environ: Mapping[str, str]) -> Template:
-    launcher = Template(settings.template, settings.options)
+    launcher = Template(
+        settings.template,
+        settings.options,
+        stays=settings.template_stays,
+        survival=settings.template_survival,
+    )
     if "{" not in launcher.path and shutil.which(launcher.path, path=environ.get("PATH")) is None:
         raise SettingsError(
             f"launcher.template begins with {launcher.path!r}: no such program can be executed"

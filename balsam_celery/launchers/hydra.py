@@ -22,7 +22,8 @@ class Hydra(Mpiexec):
 
     def launch(self, ranks: Ranks) -> Launch:
         argv = [self.path, "-rmk", "user", "-bind-to", "none", *_passed_on(ranks)]
-        environment = {}
+        environment: dict[str, str] = {}
+        files: dict[str, str] = {}
         step = ""
         if ranks.survives:
             # other ranks of its node get SIGUSR1 when one is lost, those of other nodes nothing
@@ -36,16 +37,15 @@ class Hydra(Mpiexec):
             environment["HYDRA_LAUNCHER_EXTRA_ARGS"] = _step(ranks)
             step = ranks.name
         elif self.remote.tmrsh:
-            shell, *arguments = self.remote.agent
+            (shell, environment["HYDRA_LAUNCHER_EXTRA_ARGS"]), files = self.remote.agent(ranks)
             argv += ["-launcher", "rsh", "-launcher-exec", shell]
-            environment["HYDRA_LAUNCHER_EXTRA_ARGS"] = " ".join(arguments)
             # also on its own node ranks are to be the batch system's processes, as on the others
             environment["HYDRA_LAUNCHER_AUTOFORK"] = "0"
         else:
             argv += ["-launcher", "ssh"]
         argv += ["-hosts", ",".join(ranks.nodes), "-ppn", str(ranks.ranks_per_node)]
         argv += ["-n", str(ranks.count), *self.options, *ranks.argv]
-        return Launch(tuple(argv), environment, step)
+        return Launch(tuple(argv), environment, step, files)
 
     def lost_node(self, line: str) -> str | None:
         found = _LOST.search(line)
@@ -69,6 +69,7 @@ class IntelHydra(Hydra):
             # or the batch system's ranks per node overrule ours
             "I_MPI_JOB_RESPECT_PROCESS_PLACEMENT": "off",
         }
+        files: dict[str, str] = {}
         step = ""
         hosts, per_node = ranks.nodes, ranks.ranks_per_node
         if ranks.survives:
@@ -81,15 +82,15 @@ class IntelHydra(Hydra):
             environment["I_MPI_HYDRA_BOOTSTRAP_EXEC_EXTRA_ARGS"] = _step(ranks)
             step = ranks.name
         elif self.remote.tmrsh:
-            shell, *arguments = self.remote.agent
+            (shell, script), files = self.remote.agent(ranks)
             argv += ["-bootstrap", "rsh", "-bootstrap-exec", shell]
-            environment["I_MPI_HYDRA_BOOTSTRAP_EXEC_EXTRA_ARGS"] = " ".join(arguments)
+            environment["I_MPI_HYDRA_BOOTSTRAP_EXEC_EXTRA_ARGS"] = script
             environment["I_MPI_HYDRA_BOOTSTRAP_AUTOFORK"] = "0"
         else:
             argv += ["-bootstrap", "ssh"]
         argv += [*_passed_on(ranks), "-hosts", ",".join(hosts), "-ppn", str(per_node)]
         argv += ["-n", str(ranks.count), *self.options, *ranks.argv]
-        return Launch(tuple(argv), environment, step)
+        return Launch(tuple(argv), environment, step, files)
 
 
 def _passed_on(ranks: Ranks) -> tuple[str, ...]:

@@ -49,36 +49,40 @@ class OpenMpi(Mpiexec):
             argv.append("--allow-run-as-root")
         # without this, ranks that wait for each other on too few cores spin instead of yielding
         environment = {"OMPI_MCA_mpi_yield_when_idle": "1"}
+        files: dict[str, str] = {}
         step = ""
         if ranks.survives:
             argv += self._survival()
         if not ranks.one_host:
-            environment.update(self._bootstrap(ranks))
+            bootstrap, files = self._bootstrap(ranks)
+            environment.update(bootstrap)
             step = ranks.name if self.remote.slurm else ""
             for name in ranks.exports:
                 argv += ["-x", name]
         argv += ["-n", str(ranks.count), *self.options, *ranks.argv]
-        return Launch(tuple(argv), environment, step)
+        return Launch(tuple(argv), environment, step, files)
 
     def _survival(self) -> list[str]:
         if self.major >= 5:
             return ["--runtime-options", "recoverable,continuous"]
         return ["--enable-recovery", "--mca", "orte_abort_on_non_zero_status", "0"]
 
-    def _bootstrap(self, ranks: Ranks) -> dict[str, str]:
-        """Settings for the start of its daemons, as variables: they may hold blanks."""
+    def _bootstrap(self, ranks: Ranks) -> tuple[dict[str, str], dict[str, str]]:
+        """Settings for the start of its daemons, as variables: they may hold blanks; and files."""
         prefix, rsh = ("PRTE_MCA_", "ssh") if self.major >= 5 else ("OMPI_MCA_", "rsh")
         if self.remote.slurm:
             # its daemons need no PMI themselves
             options = " ".join([*steps.step_options(ranks), "--mpi=none"])
-            return {f"{prefix}plm_slurm_args": options}
+            return {f"{prefix}plm_slurm_args": options}, {}
         if self.remote.tmrsh:
-            return {
-                f"{prefix}plm_{rsh}_agent": " ".join(self.remote.agent),
+            agent, files = self.remote.agent(ranks)
+            settings = {
+                f"{prefix}plm_{rsh}_agent": " ".join(agent),
                 # only processes of the job itself may use the task manager, not those that it made
                 f"{prefix}plm_{rsh}_no_tree_spawn": "1",
             }
-        return {}
+            return settings, files
+        return {}, {}
 
     def lost_node(self, line: str) -> str | None:
         found = _LOST.search(line)

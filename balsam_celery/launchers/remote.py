@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
+from balsam_celery.launchers.base import Ranks
 from balsam_celery.schedulers import pbs_commands
 
-_SCRIPT = Path(__file__).with_name("tmrsh.sh")
+#: rsh by way of PBS's task manager:  /bin/sh FILE HOST TEXT...
+#: rsh and ssh give the words of a command, joined, to a shell on the host, and launchers count on
+#: that: hydra puts its proxy's path in quotes, Open MPI sets variables first. pbs_tmrsh executes
+#: the words as they are, so the shell is named here.
+_RSH = """\
+host=$1
+shift
+exec %s "$host" /bin/sh -c "$*"
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +33,13 @@ class Remote:
     slurm: bool = False
     tmrsh: str = ""
 
-    @property
-    def agent(self) -> tuple[str, ...]:
-        """A command that is used like ``rsh``: ``AGENT… HOST TEXT…``, by way of ``pbs_tmrsh``."""
-        return ("/bin/sh", str(_SCRIPT), self.tmrsh)
+    def agent(self, ranks: Ranks) -> tuple[tuple[str, ...], dict[str, str]]:
+        """A command that is used like ``rsh``, and the file that it is: ``AGENT… HOST TEXT…``.
+
+        Launchers split it at blanks, and know no quotes: so it is named from its own directory.
+        """
+        name = ranks.file("rsh")
+        return ("/bin/sh", name), {name: _RSH % shlex.quote(self.tmrsh)}
 
 
 def find_remote(environ: Mapping[str, str]) -> Remote:

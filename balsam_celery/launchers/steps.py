@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
 
 from balsam_celery.errors import SchedulerUnavailable
 from balsam_celery.launchers.base import Ranks
 from balsam_celery.schedulers.commands import Commands
 
 _TIMEOUT = 30.0  # seconds for one command
+#: Holds an ``srun`` that goes no further than a task's own nodes.
+_BIN = str(Path(__file__).with_name("bin"))
 
 
 def step_options(ranks: Ranks) -> list[str]:
@@ -37,6 +41,32 @@ def step_options(ranks: Ranks) -> list[str]:
     if ranks.name:
         options.append(f"--job-name={ranks.name}")
     return options
+
+
+def inner_steps(
+    environment: Mapping[str, str], nodes: Collection[str], others: Collection[str]
+) -> dict[str, str]:
+    """Variables by which steps that a program of some nodes makes keep off the job's others.
+
+    hydra names the nodes of its step; ``mpirun`` does not if it uses all that it knows of
+    (``plm_slurm_module.c``), and may find Slurm's ``srun`` beside itself. An ``srun`` that is
+    called by its whole path uses any of the job's nodes.
+
+    Args:
+        environment: of the program.
+        nodes: the program's own.
+        others: nodes of the job that are not.
+    """
+    if not others:
+        return {}
+    variables = {
+        "PATH": os.pathsep.join([_BIN, environment.get("PATH", os.defpath)]),
+        "BALSAM_OTHER_NODES": ",".join(others),
+    }
+    for name in ("OMPI_MCA_plm_slurm_args", "PRTE_MCA_plm_slurm_args"):
+        given = environment.get(name, "").split()
+        variables[name] = " ".join([*given, f"--nodelist={','.join(nodes)}"])
+    return variables
 
 
 def end_step(name: str, environment: Mapping[str, str]) -> bool:

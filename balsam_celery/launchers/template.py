@@ -38,6 +38,14 @@ class Template(Launcher):
     ``{gpus_per_rank}`` what each rank has; ``{command}``, an argument of its own, becomes the
     program with its arguments. A brace is written twice.
 
+    Args:
+        template: the command.
+        options: more arguments, before the program.
+        stays: see :class:`Launcher`. Of a launcher that nobody has described this is safe: nothing
+            has to outlive its rank.
+        survival: arguments, before the program, by which ranks go on when one of them or a node is
+            lost; without any such a loss may end all of them.
+
     Raises:
         SettingsError: it cannot be used; the message says what is wrong.
     """
@@ -45,10 +53,19 @@ class Template(Launcher):
     kind = "template"
     virtual = True
 
-    def __init__(self, template: Sequence[str], options: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        template: Sequence[str],
+        options: tuple[str, ...] = (),
+        *,
+        stays: bool = True,
+        survival: tuple[str, ...] = (),
+    ) -> None:
         _check(template)
         super().__init__(template[0], options)
         self.template = tuple(template)
+        self.stays = stays
+        self.survival = survival
 
     def launch(self, ranks: Ranks) -> Launch:
         hosts = ranks.file("hosts")
@@ -64,6 +81,7 @@ class Template(Launcher):
         argv: list[str] = []
         for part in self.template:
             if part == _COMMAND:
+                argv += self.survival if ranks.survives else ()
                 argv += [*self.options, *ranks.argv]
             else:
                 argv.append(part.format_map(values))

@@ -42,6 +42,7 @@ class Attempt:
         pid: its leader's, once there is one; the worker's child until ``over``.
         verdict: (outcome, reason) that this worker imposed, if any.
         launched: set before its process is started when that is a launcher.
+        own_steps: its program was seen to have made job steps itself, which may be there yet.
         over: the leader has ended; no verdict is taken any more.
         peak: bytes of memory that its leader was seen to have at the most.
     """
@@ -53,6 +54,7 @@ class Attempt:
         "deadline",
         "launched",
         "over",
+        "own_steps",
         "peak",
         "pid",
         "slots",
@@ -71,6 +73,7 @@ class Attempt:
         self.pid: int | None = None
         self._leader: Identity | None = None
         self.launched: Launched | None = None
+        self.own_steps = False
         self.verdict: tuple[Outcome, str] | None = None
         self.over = False
         self.peak = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import select
@@ -11,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from celery import Celery
@@ -25,8 +23,6 @@ logger = logging.getLogger(__name__)
 
 #: A worker that died so often within so many seconds is not started again.
 _DEATHS, _WITHIN = 5, 60.0
-#: Seconds beyond the kill grace after which a stopping worker is killed.
-STOP_SLACK = 20.0
 
 #: ``restarted``: a new one took its queue. ``unknown``: it is given up, and what lives of it nobody
 #: can tell yet. ``gone``: nothing of one that was given up lives.
@@ -115,7 +111,6 @@ class Crew:
         pid = worker.fork(member.context, self._app, write, self._parent, inherited, sweeps)
         os.close(write)
         member.began(pid, ready)
-        write_pid_file(member.context.pid_path, pid)
         logger.info("worker %s: process %d", member.context.name, pid)
 
     def reap(self) -> tuple[list[tuple[Member, int]], dict[int, int]]:
@@ -179,23 +174,3 @@ class Crew:
 def delivered(status: int) -> bool:
     """Tell whether a worker that was told to stop ended with all its outcomes acknowledged."""
     return os.waitstatus_to_exitcode(status) == worker.DELIVERED
-
-
-def write_pid_file(path: Path, pid: int | None = None) -> None:
-    """Note the identity of a process, by default of this one."""
-    found = procs.identity(pid or os.getpid())
-    if found is not None:
-        content = {"pid": found.pid, "start_time": found.start_time, "boot_id": found.boot_id}
-        path.write_text(json.dumps(content), encoding="utf-8")
-
-
-def read_pid_file(path: Path) -> procs.Identity | None:
-    """The process that a pid file names, ``None`` when there is no such file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return procs.Identity(content["pid"], content["start_time"], content["boot_id"])
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError):
-        logger.warning("%s does not name a process", path)
-        return None

@@ -9,10 +9,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from balsam_celery import procs
+from balsam_celery import brands, procs
 from balsam_celery.launchers import Launcher
+from balsam_celery.launchers.steps import end_step
 from balsam_celery.pilot.attempt import Attempt, rank_mark
-from balsam_celery.pilot.process import Spawner, end_all, end_in_background, signal_all
+from balsam_celery.pilot.process import Spawner, end_all, end_in_background, named, signal_all
+from balsam_celery.pilot.ranks import step_name
 from balsam_celery.procs import Quarry
 
 logger = logging.getLogger(__name__)
@@ -58,6 +60,9 @@ class Ending:
     one leaves them behind. So ranks get TERM themselves, on all nodes, and KILL when the grace is
     over; then their job step is ended, and only then what is left of the launcher.
 
+    A program without a launcher may have made job steps itself. Where an ``srun`` of it runs, the
+    steps of the attempt's name are ended too: a killed one leaves its ranks to Slurm, on any node.
+
     Programs with a ``checkpoint_grace`` are told first: they get the signal that they have named,
     and so long until TERM. Not longer than until ``last_moment``, nor when this worker's parent
     has died, for then others may soon take its tasks for ended.
@@ -99,6 +104,7 @@ class Ending:
                 target=self._tell_and_end, args=(attempt,), name="killer", daemon=True
             ).start()
         attempts = [attempt for attempt in attempts if attempt not in told]
+        self._note_own_steps(attempts)
         direct = [attempt for attempt in attempts if attempt.launched is None]
         if direct:
             grace = max(attempt.spec.kill_grace for attempt in direct)
@@ -150,8 +156,11 @@ class Ending:
         """
         launched = attempt.launched
         self._await_checkpoint(attempt)
+        self._note_own_steps([attempt])
         if launched is None:
             end_all(attempt.quarry, grace, self._spawner)
+            if attempt.own_steps:
+                self._end_steps(attempt)
             return
         with launched.ending:
             sweeping = self._begin_sweep(attempt, launched, grace)
@@ -162,14 +171,11 @@ class Ending:
             )
             if sweeping is not None:
                 sweeping.join()
-            if by_itself:
+            if by_itself and not attempt.own_steps:
                 end_all(attempt.quarry, grace, self._spawner)
                 return
             self._await_launcher(attempt)
-            # the second time for what the launcher was about to start when it was killed
-            for _ in range(2):
-                self._end_step(attempt, launched)
-                end_all(attempt.quarry, 0, self._spawner)
+            self._end_steps(attempt)
             again = self._begin_sweep(attempt, launched, 0)
             if again is not None:
                 again.join()
@@ -193,12 +199,31 @@ class Ending:
                 return
             time.sleep(_POLL_FIRST)
 
-    def _end_step(self, attempt: Attempt, launched: Launched) -> None:
-        if not launched.step:
+    def _note_own_steps(self, attempts: Sequence[Attempt]) -> None:
+        """See which programs have an ``srun``, before it is killed."""
+        direct = [one for one in attempts if one.launched is None or not one.launched.step]
+        if direct and "SLURM_JOB_ID" in self._environment and (running := named("srun")):
+            for attempt in direct:
+                if brands.branded(running, attempt=attempt.brand):
+                    attempt.own_steps = True
+
+    def _end_steps(self, attempt: Attempt) -> None:
+        # the second time for what a launcher was about to start when it was killed
+        for _ in range(2):
+            self._end_step(attempt)
+            end_all(attempt.quarry, 0, self._spawner)
+
+    def _end_step(self, attempt: Attempt) -> None:
+        launched = attempt.launched
+        if attempt.own_steps:
+            step, ended = step_name(*attempt.key), end_step
+        elif launched is not None and launched.step:
+            step, ended = launched.step, launched.launcher.end_step
+        else:
             return
         pause = _POLL_FIRST
         complain_at = time.monotonic() + _PATIENCE
-        while not launched.launcher.end_step(launched.step, self._environment):
+        while not ended(step, self._environment):
             # a step of Slurm waits a minute for the output that a process of it holds which it has
             # lost sight of
             end_all(attempt.quarry, 0, self._spawner)
@@ -206,7 +231,7 @@ class Ending:
                 logger.error(
                     "attempt %s: whether its job step %s is over cannot be told: asking on",
                     attempt.brand,
-                    launched.step,
+                    step,
                 )
                 complain_at += _PATIENCE
             time.sleep(pause)

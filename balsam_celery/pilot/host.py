@@ -21,10 +21,13 @@ class Host:
         trouble: why it does not consume, in words.
         again: it is to be started again, or a keeper that came so is or was there: no second time.
         start: the launcher's process that starts it again.
-        deadline: until when it must have come, or ended, on the monotonic clock.
+        deadline: until when it must have come, on the monotonic clock.
         lost: why nothing may start on it any more; "" while that is not so.
-        taken: the scheduler has given it up: once no keeper of it answers nothing lives there.
+        taken: the scheduler has given it up, which is no proof: somebody may have set it down.
         released: it is to be given back to the scheduler.
+        over_at: when nothing lives there any more, as long as there is no link, on the monotonic
+            clock.
+        vacant: the scheduler has given it up, and nothing lives there.
         gone: its worker has left nothing alive, by the word of its keeper or of the scheduler; what
             others have there is known by their sweeps.
         asked, asked_at: why its keeper was told on the node to end ("": it was not), and when, on
@@ -37,7 +40,8 @@ class Host:
         self.capacity = capacity
         self.channel: Channel | None = None
         self.consumes = self.used = self.again = self.taken = self.gone = False
-        self.released = False
+        self.released = self.vacant = False
+        self.over_at = 0.0
         self.trouble = self.lost = ""
         self.start: NodeStart | None = None
         self.deadline = float("inf")
@@ -79,9 +83,14 @@ class Host:
     @property
     def silent(self) -> bool:
         """What lives there nobody can tell, and nobody is to come who could."""
-        return self.used and bool(self.lost) and self.channel is None and not self.taken
+        return self.used and bool(self.lost) and self.channel is None and not self.vacant
 
     @property
     def late(self) -> bool:
-        """It should have come, or ended, by now."""
+        """It should have come by now."""
         return time.monotonic() > self.deadline
+
+    @property
+    def over(self) -> bool:
+        """The scheduler has given it up, and a keeper that was cut off has ended all by now."""
+        return self.taken and self.channel is None and time.monotonic() >= self.over_at

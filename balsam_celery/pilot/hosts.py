@@ -1,7 +1,8 @@
 """The workers of a pilot over several hosts: a keeper on each, the gang worker here.
 
 A node whose keeper is lost is started again once, by a launch of its own. If that fails the node
-is lost, and unless the scheduler has given it up, nobody knows what lives there (R4).
+is lost, and nobody knows what lives there (R4), until the scheduler has given it up and a keeper
+that was only cut off has had the time to end everything.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from typing import Any
 
 from celery import Celery
 
-from balsam_celery import keys
+from balsam_celery import cutoff, keys
 from balsam_celery.errors import BalsamError
 from balsam_celery.pilot import link
 from balsam_celery.pilot.asked import judge
-from balsam_celery.pilot.channel import Channel, ChannelBroken
+from balsam_celery.pilot.channel import Channel, ChannelBroken, ChannelClosed
 from balsam_celery.pilot.context import Parent, PilotContext, WorkerContext
-from balsam_celery.pilot.crew import STOP_SLACK, Crew, Loss
+from balsam_celery.pilot.crew import Crew, Loss
 from balsam_celery.pilot.gang import Gang
 from balsam_celery.pilot.gathering import Gathering
 from balsam_celery.pilot.host import Host
@@ -130,7 +131,7 @@ class Hosts(Staff):
 
     def _greet(self, channel: Channel, hello: link.Hello, texts: list[str]) -> None:
         host = self._hosts.get(hello.node)
-        if host is None or host.channel is not None or host.taken or self._left:
+        if host is None or host.channel is not None or host.vacant or self._left:
             logger.warning("a keeper of %s on %s is not wanted", hello.node, hello.host)
             channel.close()
             return
@@ -148,16 +149,16 @@ class Hosts(Staff):
                 try:
                     host.channel.flush()
                     texts = host.channel.receive()
-                    if time.monotonic() - host.channel.heard > link.SILENCE:
-                        raise ChannelBroken(f"no word for {link.SILENCE:.0f} s")
+                    if time.monotonic() - host.channel.heard > cutoff.SILENCE:
+                        raise ChannelBroken(f"no word for {cutoff.SILENCE:.0f} s")
                 except ChannelBroken as error:
-                    self._broke(host, str(error))
+                    self._broke(host, str(error), closed=isinstance(error, ChannelClosed))
                 else:
                     self._take(host, texts)
             elif host.late and not host.lost and self._decided:
                 self._lost(host, host.trouble)
-            if host.taken and host.late:
-                self._gone(host)
+            if host.over:
+                self._vacant(host)
 
     def _beat(self) -> None:
         if time.monotonic() >= self._next_beat:
@@ -209,15 +210,16 @@ class Hosts(Staff):
             case _:
                 pass  # a beat
 
-    def _broke(self, host: Host, why: str) -> None:
-        """The link to a keeper is broken."""
+    def _broke(self, host: Host, why: str, *, closed: bool = False) -> None:
+        """The link to a keeper is broken; ``closed``: by the keeper."""
         host.close()
+        # one that was told to leave has ended everything before
+        left = 0.0 if host.released and host.taken else self._over_after(closed=closed)
+        host.over_at = time.monotonic() + left
         if self._left or (self._stopping and host.drained is not None):
             return
         log = logger.info if host.released else logger.error
         log("node %s: its keeper is lost: %s", host.name, why)
-        if host.taken:
-            self._vacant(host)  # the scheduler has said so, and nobody is left to ask
         if self._stopping or host.lost:
             return
         host.trouble = f"its keeper is lost: {why}"
@@ -252,8 +254,13 @@ class Hosts(Staff):
 
     def _vacant(self, host: Host) -> None:
         """No process at all lives on a node."""
-        self._gone(host)
-        self._sweeping.gone(host.name)
+        if not host.vacant:
+            host.vacant = True
+            self._gone(host)
+            self._sweeping.gone(host.name)
+
+    def _over_after(self, *, closed: bool) -> float:
+        return cutoff.over_after(self._settings.site.kill_grace, closed=closed)
 
     def _tell_gang(self, host: Host) -> None:
         if self._gang is not None and host.used:
@@ -267,13 +274,8 @@ class Hosts(Staff):
         host.taken, host.released = not given_back, given_back
         if not host.lost:
             self._lost(host, reason)
-        if host.channel is None:
-            if host.taken:
-                self._vacant(host)
-        else:
-            # what still lives there is to end decently; but the scheduler's word counts in any case
-            host.deadline = time.monotonic() + self._settings.site.kill_grace + STOP_SLACK + _ANSWER
-            self._order(host, link.Drain(reason, alone=True))
+        # what still lives there is to end decently, and its keeper says when it has
+        self._order(host, link.Drain(reason, alone=True))
 
     # the start
 
@@ -309,7 +311,7 @@ class Hosts(Staff):
         done: Done,
         number: int = 0,
     ) -> int:
-        there = [h for h in self._hosts.values() if h.channel is not None or not h.taken]
+        there = [h for h in self._hosts.values() if not h.vacant]
         hosts = [one for one in there if (one.used if nodes is None else one.name in nodes)]
         order = self._sweeping.begin(
             [one.name for one in hosts], marks, attempts, grace, done, number
@@ -341,7 +343,7 @@ class Hosts(Staff):
     def stop(self, reason: str) -> None:
         self._stopping = True
         patience = self._context.patience(time.time())
-        self._stop_at = time.monotonic() + patience + STOP_SLACK
+        self._stop_at = time.monotonic() + patience + cutoff.STOP_SLACK
         if self._gang is not None:
             self._gang.stopping = True
         self._crew.signal(signal.SIGTERM)

@@ -2,7 +2,10 @@
 
 It belongs to the pilot's main process on the head node, to which it has a link. When that breaks,
 or says nothing for a minute, the keeper ends everything on its node: for all that it knows, the
-pilot goes on without it.
+pilot goes on without it. What has cut it off may have made the shared file system hang, too. So it
+touches nothing there between its first step, when nothing runs here, and that end: its log is
+written by another process (:mod:`~balsam_celery.pilot.keeperlog`), pid files by those whom they
+name.
 """
 
 from __future__ import annotations
@@ -17,21 +20,14 @@ import redis
 
 from balsam_celery import keys, procs
 from balsam_celery.celeryapp import make_pilot_app, redis_client
+from balsam_celery.cutoff import SILENCE, STOP_SLACK
 from balsam_celery.pilot.channel import Channel, ChannelBroken
 from balsam_celery.pilot.context import Parent, PilotContext, WorkerContext
-from balsam_celery.pilot.crew import (
-    STOP_SLACK,
-    Crew,
-    Member,
-    delivered,
-    read_pid_file,
-    write_pid_file,
-)
+from balsam_celery.pilot.crew import Crew, Member, delivered
 from balsam_celery.pilot.environment import inherited
 from balsam_celery.pilot.inventory import surveyed
 from balsam_celery.pilot.link import (
     BEAT_EVERY,
-    SILENCE,
     Beat,
     Briefing,
     Consumes,
@@ -49,7 +45,8 @@ from balsam_celery.pilot.link import (
     decode_message,
     encode,
 )
-from balsam_celery.pilot.process import end_processes, signal_all
+from balsam_celery.pilot.pidfiles import read_pid_file, write_pid_file
+from balsam_celery.pilot.process import attempts_with_ranks, end_processes, signal_all
 from balsam_celery.pilot.signals import Signals, wait
 from balsam_celery.pilot.watchdog import ALONE, TOGETHER
 from balsam_celery.wire import MalformedMessage
@@ -61,6 +58,8 @@ _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _STARTING_TICK, _TICK = 0.05, 0.5
 #: Seconds for one try to reach the head, and between tries; the same for Redis.
 _CONNECT, _PAUSE = 3.0, 1.0
+#: Seconds within which a worker that was killed is gone, unless it hangs in the kernel.
+_REAPED_WITHIN = 5.0
 #: Seconds that the head has to say what it means that this node was told to end.
 _ORDER_WITHIN = 5.0
 
@@ -72,12 +71,13 @@ class Keeper:
         briefing: what it must know.
         node: its node.
         again: an earlier life may have left something here.
+        helper: pid of a child of this process that is not to be ended.
 
     Raises (when made):
         StopIteration: the pilot has no such node.
     """
 
-    def __init__(self, briefing: Briefing, node: str, *, again: bool) -> None:
+    def __init__(self, briefing: Briefing, node: str, *, again: bool, helper: int) -> None:
         invitation = briefing.invitation
         self._invitation = invitation
         site = briefing.make_site()
@@ -102,8 +102,9 @@ class Keeper:
         self._crew = Crew(make_pilot_app(site), parent, self._before_fork)
         self._member = Member(self._context)
         self._crew.members.append(self._member)
+        self._crew.others.add(helper)
         self._sweeps: dict[int, Sweep] = {}  # by pid of the child that does it
-        self._started = self._told = self._draining = self._left = False
+        self._started = self._told = self._draining = self._killed = self._left = False
         self._drained: bool | None = None
         self._trouble = ""
         self._next_try = self._next_beat = self._kill_at = 0.0
@@ -204,7 +205,9 @@ class Keeper:
             loss = self._crew.replace(member, status)
             self._say(Died(loss.reason, loss.fate == "restarted"))
         for pid, status in others.items():
-            order = self._sweeps.pop(pid)
+            order = self._sweeps.pop(pid, None)
+            if order is None:
+                continue  # the helper
             if status == 0:
                 self._say(Swept(order.number))
             else:
@@ -293,11 +296,15 @@ class Keeper:
 
     def _stop(self) -> None:
         """See to it that a draining worker ends, and, without a pilot, all else."""
-        if self._crew.living and time.monotonic() > self._kill_at:
-            self._kill_at = float("inf")
+        now = time.monotonic()
+        late = bool(self._crew.living) and now > self._kill_at
+        if late and not self._killed:
+            self._killed, self._kill_at = True, now + _REAPED_WITHIN
             self._crew.signal(signal.SIGKILL)
-        if self._channel is None and self._drained is not None:
-            self._end_rest(float(self._settings.site.kill_grace))
+        elif self._channel is None and (late or self._drained is not None):
+            # a worker that a file system keeps in the kernel starts nothing more, and may stay
+            # there for as long as that hangs
+            self._end_rest(self._hasty)
 
     def _end_rest(self, grace: float, *, gang: bool = True) -> None:
         """End what may be left here, and leave.
@@ -305,11 +312,18 @@ class Keeper:
         ``gang``: also ranks of tasks over several nodes, whose worker cannot ask for a sweep any
         more. Where it can, its tasks are on other nodes, which may share this machine.
         """
-        mark = self._context.mark
+        marks = [self._context.mark]
+        ranks: tuple[str, ...] = ()
         if gang:
-            end_processes((mark, self._gang.mark), self._gang.brands, grace)
-        else:
-            end_processes((mark,), (), grace)
+            marks.append(self._gang.mark)
+            ranks = attempts_with_ranks(self._gang.mark)
+        pids = [member.pid for member in self._crew.living if member.pid is not None]
+        workers = frozenset(filter(None, map(procs.identity, pids)))
+        end_processes(tuple(marks), ranks, grace, workers)
+        if gang:
+            # what has outlived its ranks and emptied its environment is known by the gang worker's
+            # outbox alone. That is on the shared file system, so it comes last
+            end_processes((), self._gang.brands, grace)
         self._left = True
 
     def _abandoned(self, why: str) -> None:

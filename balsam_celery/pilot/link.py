@@ -23,8 +23,8 @@ from balsam_celery.wire import encode as encode_value
 
 #: File in the pilot's directory, for its owner alone, by which a keeper finds the head.
 INVITATION = "nodes.json"
-#: Seconds between signs of life, and seconds of silence after which the peer counts as gone.
-BEAT_EVERY, SILENCE = 10.0, 60.0
+#: Seconds between signs of life; how long silence may last is in :mod:`balsam_celery.cutoff`.
+BEAT_EVERY = 10.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,8 @@ from pathlib import Path
 from balsam_celery.errors import BalsamError
 from balsam_celery.pilot import bootstrap
 from balsam_celery.pilot.keeper import Keeper
+from balsam_celery.pilot.keeperlog import KeeperLog
 from balsam_celery.pilot.link import Briefing
-from balsam_celery.pilot.worker import log_to
 from balsam_celery.wire import MalformedMessage, decode, encode
 
 logger = logging.getLogger(__name__)
@@ -145,6 +145,7 @@ def _stay(keeper: int) -> int:
 
 def _keep(reader: int, directory: Path, *, again: bool) -> int:
     """The life of the forked keeper; returns its exit status."""
+    log: KeeperLog | None = None
     try:
         os.setsid()
         _let_go(reader)
@@ -154,18 +155,15 @@ def _keep(reader: int, directory: Path, *, again: bool) -> int:
             return 1  # the rank has failed, and said why
         node, text = json.loads(handed)
         briefing = decode(Briefing, text)
-        log = directory / f"{node}.keeper.log"
-        log_to(log, briefing.settings.logs.level)
-        with log.open("ab") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        return Keeper(briefing, node, again=again).run()
+        log = KeeperLog(directory / f"{node}.keeper.log", briefing.settings.logs.level)
+        return Keeper(briefing, node, again=again, helper=log.pid).run()
     except BaseException:
         logger.exception("the keeper fails")
         traceback.print_exc()
         return 1
     finally:
-        logging.shutdown()
+        if log is not None:
+            log.close()
 
 
 def _let_go(kept: int) -> None:

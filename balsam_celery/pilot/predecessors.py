@@ -13,7 +13,7 @@ from pathlib import Path
 
 from balsam_celery import procs
 from balsam_celery.pilot.context import PilotContext, WorkerContext
-from balsam_celery.pilot.crew import read_pid_file
+from balsam_celery.pilot.pidfiles import read_pid_file
 from balsam_celery.pilot.process import end_processes
 
 logger = logging.getLogger(__name__)

@@ -146,6 +146,20 @@ def peak_memory(pid: int) -> int:
     return int(rest.split(None, 1)[0]) * 1024 if found else 0
 
 
+def named(name: str) -> set[int]:
+    """Numbers of the processes of this host whose program's file has that name."""
+    found = set()
+    for pid in os.listdir("/proc"):  # noqa: PTH208 - names, often thousands
+        if pid.isdigit():
+            with (
+                contextlib.suppress(FileNotFoundError, ProcessLookupError),
+                open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file,  # noqa: PTH123
+            ):
+                if file.read().rstrip("\n") == name:
+                    found.add(int(pid))
+    return found
+
+
 def signal_all(quarry: Quarry, number: int) -> None:
     """Send the signal ``number`` to every process of ``quarry``, once."""
     for process in procs.find(quarry):
@@ -171,6 +185,17 @@ def end_processes(
     end_all(Quarry(roots=roots, marks=frozenset(marks)), grace)
     for attempt in attempts:
         end_all(Quarry(attempt=attempt), grace)
+
+
+def attempts_with_ranks(mark: str) -> tuple[str, ...]:
+    """Brands of the attempts, of the worker with this mark, of which a rank lives here."""
+    name = rank_mark("").encode()
+    found = set()
+    for pid in procs.marked([mark]):
+        for entry in procs.environment(pid).split(b"\0"):
+            if entry.startswith(name):
+                found.add(os.fsdecode(entry.removeprefix(name)))
+    return tuple(sorted(found))
 
 
 def union(quarries: Iterable[Quarry]) -> Quarry:

@@ -10,7 +10,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from balsam_celery.durations import format_duration
@@ -21,6 +21,7 @@ from balsam_celery.pilot.context import WorkerContext
 from balsam_celery.pilot.ending import Ending, Launched, Sweep
 from balsam_celery.pilot.environment import Environments
 from balsam_celery.pilot.output import Output
+from balsam_celery.pilot.part import Part
 from balsam_celery.pilot.process import Exit, Spawner
 from balsam_celery.pilot.ranks import make_ranks, needs_launcher
 from balsam_celery.wire import Ended, Outcome, TaskSpec
@@ -77,6 +78,7 @@ class Runner:
         nodefile = context.pilot.directory / f"{context.node}.nodes"
         nodefile.write_text("".join(f"{node.name}\n" for node in context.nodes), encoding="utf-8")
         self._environments = Environments(context, str(nodefile))
+        self._part = Part(context)
 
     def run(self, attempt: Attempt) -> Ended:
         """Run it to its end; when this returns no process of it lives."""
@@ -135,7 +137,7 @@ class Runner:
         self._on_start(attempt)
         return output, digest
 
-    def _command(self, attempt: Attempt, variables: Collection[str]) -> Launch:
+    def _command(self, attempt: Attempt, variables: Mapping[str, str]) -> Launch:
         spec = attempt.spec
         launcher = self._launcher(spec.launcher if needs_launcher(spec) else "none")
         virtual = self._context.pilot.virtual
@@ -143,7 +145,7 @@ class Runner:
             if len(spec.shares) > 1 and not virtual:
                 # it may start processes on its other nodes by its own means
                 attempt.launched = Launched(launcher, elsewhere=True)
-            return Launch(spec.argv)
+            return Launch(spec.argv, self._part.variables(spec, variables))
         ranks = make_ranks(
             spec,
             launcher,

@@ -12,9 +12,10 @@ from typing import Any
 from celery import Celery
 
 from balsam_celery import procs
+from balsam_celery.cutoff import STOP_SLACK
 from balsam_celery.errors import BalsamError
 from balsam_celery.pilot.context import Parent, PilotContext
-from balsam_celery.pilot.crew import STOP_SLACK, Crew, Loss, Member, delivered
+from balsam_celery.pilot.crew import Crew, Loss, Member, delivered
 from balsam_celery.resources import NodeCapacity
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from balsam_celery.errors import SettingsError
 from balsam_celery.launchers import Launcher, Ranks, find_launcher
+from balsam_celery.outer import settings_before
 from balsam_celery.pilot.context import PilotContext
 from balsam_celery.pilot.ranks import exported
 
@@ -75,7 +76,7 @@ class NodeStart:
         self.nodes = tuple(nodes)
         self.for_all = not again
         settings = context.site.settings
-        environment = dict(context.environment)
+        environment = {**context.environment, **settings_before(context.environment)}
         secret = settings.redis.url_env
         if secret in os.environ:
             environment[secret] = os.environ[secret]

@@ -22,10 +22,11 @@ from balsam_celery.celeryapp import redis_client
 from balsam_celery.errors import SiteError
 from balsam_celery.pilot import worker
 from balsam_celery.pilot.context import PilotContext
-from balsam_celery.pilot.crew import Loss, write_pid_file
+from balsam_celery.pilot.crew import Loss
 from balsam_celery.pilot.fence import Fence
 from balsam_celery.pilot.hosts import Hosts
 from balsam_celery.pilot.leavings import Leavings
+from balsam_celery.pilot.pidfiles import write_pid_file
 from balsam_celery.pilot.post import Post
 from balsam_celery.pilot.predecessors import end_leftovers
 from balsam_celery.pilot.signals import Signals, wait

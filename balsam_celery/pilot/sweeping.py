@@ -53,7 +53,7 @@ class Sweeping:
             self._cross_out(number, node)
 
     def gone(self, node: str) -> None:
-        """The scheduler has given up the node, and no keeper is there: nothing lives."""
+        """The scheduler has given up the node, and nothing lives there any more."""
         for number in list(self._open):
             self._cross_out(number, node)
 

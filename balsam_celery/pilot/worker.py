@@ -26,6 +26,7 @@ from balsam_celery.pilot.courier import Courier
 from balsam_celery.pilot.desk import Desk
 from balsam_celery.pilot.earlier import Earlier
 from balsam_celery.pilot.link import NodeLost
+from balsam_celery.pilot.pidfiles import write_pid_file
 from balsam_celery.pilot.pool import AttemptPool
 from balsam_celery.pilot.process import Spawner
 from balsam_celery.pilot.runner import Runner
@@ -49,7 +50,12 @@ _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 def log_to(path: Path, level: str) -> None:
     """Send this process's log to a file."""
-    logging.basicConfig(filename=path, level=level, format=_LOG_FORMAT, force=True)
+    log_by(logging.FileHandler(path), level)
+
+
+def log_by(handler: logging.Handler, level: str) -> None:
+    """Send this process's log where a handler leads."""
+    logging.basicConfig(handlers=[handler], level=level, format=_LOG_FORMAT, force=True)
     logging.captureWarnings(True)
 
 
@@ -105,6 +111,8 @@ def _live(
 ) -> int:
     settings = context.pilot.site.settings
     log_to(context.log_path, settings.logs.level)
+    # not by its parent: a keeper must never wait for the shared file system
+    write_pid_file(context.pid_path)
     become_subreaper()
     control.install()
     threading.excepthook = _thread_failed

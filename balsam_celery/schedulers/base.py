@@ -197,7 +197,11 @@ class Scheduler(ABC):
         """The nodes of the job whose environment this is; called by the pilot."""
 
     def down_nodes(self, nodes: Collection[str]) -> frozenset[str]:
-        """Those of ``nodes`` that the scheduler has given up: nothing runs there any more (R4)."""
+        """Those of ``nodes`` that the scheduler has given up for good.
+
+        No proof that nothing lives there: the pilot has lost these nodes too, and waits until what
+        is cut off has ended (:mod:`balsam_celery.cutoff`).
+        """
         return frozenset()
 
     def queues(self) -> tuple[QueueInfo, ...]:

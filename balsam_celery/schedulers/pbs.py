@@ -22,6 +22,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from balsam_celery.cutoff import over_after
 from balsam_celery.errors import SchedulerError, SchedulerUnavailable
 from balsam_celery.resources import NodeCapacity
 from balsam_celery.schedulers import pbs_commands, pbs_jobs, pbs_nodes, pbs_queues
@@ -218,7 +219,7 @@ class PbsScheduler(Scheduler):
         return JobNodes(nodes=tuple(nodes), end_time=end, native_id=native_id)
 
     def down_nodes(self, nodes: Collection[str]) -> frozenset[str]:
-        """Those of which PBS has had no word for :func:`~.pbs_nodes.down_after` seconds.
+        """Those of which PBS has had no word for :func:`~balsam_celery.cutoff.over_after` seconds.
 
         PBS takes no dead node out of a running job: the job stays R. "down" means that the node
         does not answer, which is not yet its end (R4); but the pilot, too, has lost such a node
@@ -348,6 +349,6 @@ def make_pbs(settings: Settings, local_dir: Path) -> PbsScheduler:
         site=settings.site.id,
         queues=settings.queues,
         timeout=settings.scheduler.command_timeout,
-        down_after=pbs_nodes.down_after(settings.site.kill_grace),
+        down_after=over_after(settings.site.kill_grace),
         hidden=[name for name in secret if name],
     )

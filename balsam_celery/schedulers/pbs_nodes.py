@@ -15,10 +15,6 @@ from typing import Any
 
 from balsam_celery.schedulers.pbs_jobs import Attributes, Unreadable, document, integer, size
 
-#: Seconds: of silence after which a node ends what it runs, between the grace and the KILL of its
-#: worker, and for what cannot be counted.
-_SILENCE, _STOP_SLACK, _MARGIN = 60.0, 20.0, 30.0
-
 _CHUNK = re.compile(r"\(([^()]*)\)")
 
 
@@ -120,16 +116,6 @@ def _node(name: str, told: Mapping[str, Any]) -> Node:
         idle=states == {"free"} and not busy,
         queue=str(told.get("queue", "")),
     )
-
-
-def down_after(kill_grace: float) -> float:
-    """Seconds for which PBS must say "down" for a node to count as given up.
-
-    Longer than a node's own processes go on once they have lost their pilot: it takes the silence
-    to see that, a grace for the worker's own end of its programs, the slack until the worker is
-    killed, and a grace for what that one has left.
-    """
-    return _SILENCE + 2 * kill_grace + _STOP_SLACK + _MARGIN
 
 
 class Sights:

@@ -31,8 +31,9 @@ def parse_down(text: str) -> frozenset[str]:
     """Nodes that Slurm has set down, from the output of ``scontrol --oneliner show node``.
 
     When it sets a node down it takes it out of the jobs that held it, and asks nothing of it any
-    more. One that drains (``DRAIN``), may fail soon (``FAIL``), or did not answer of late (``*``)
-    still belongs to its jobs, and their processes may live there.
+    more. How soon it does that (``SlurmdTimeout``, or an administrator at any moment) does not
+    matter: the pilot counts from the break of its own link. One that drains (``DRAIN``), may fail
+    soon (``FAIL``), or did not answer of late (``*``) still belongs to its jobs.
     """
     found = _NODE_STATE.findall(text)
     return frozenset(name for name, state in found if state.split("+")[0].rstrip("*") == "DOWN")

@@ -62,6 +62,14 @@ class Decision:
     told: PackingDecision | None = None
     queues: tuple[Queue, ...] = ()
 
+    def full(self, queue: str) -> int:
+        """``max_running`` of a queue where as many run; 0: it may run more."""
+        most = next((one.max_running for one in self.queues if one.name == queue), 0)
+        running = sum(
+            row.queue == queue and row.state is AllocationState.RUNNING for row in self.live
+        )
+        return most if running >= most else 0
+
     def paused_for(self, waits: Waiting) -> dict[str, Pause]:
         """The pauses that are why nothing is asked for tasks that wait; none where a limit is."""
         if waits.code != "no-queue" or self.told is None:

@@ -142,7 +142,9 @@ def _lanes(
         )
     busy = {name for one in held for name in one.nodes}
     idle = {name: now - idle_since.get(name, now) for name in free if name not in busy}
-    return lanes(free.values(), held, idle)
+    # a batch system may give a job nodes that differ: the first stands for those like it only
+    first = next(iter(free.values()), None)
+    return lanes(free.values(), held, idle, None if first is None else first.capacity)
 
 
 def _less(node: NodeFree, share: NodeShare, task: TaskRow, *, gang: bool) -> NodeFree:

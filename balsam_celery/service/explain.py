@@ -51,12 +51,13 @@ def explain_task(store: Store, site: Site, id: str) -> tuple[TaskRow, Why]:
     row, found = facts.row, facts.standing
     is_due = row.state in PLACEABLE and row.kind == "program" and row.not_before <= facts.now
     if is_due and not found.hopeless:
-        found = _planned(found, row, foreseen(store, site))
+        decision = foreseen(store, site)
+        found = _planned(found, row, decision)
         if found.planned is not None:
             found = replace(found, pilot=_pilot_in(store, found.planned.id))
         if found.planned is not None and found.planned.state is AllocationState.QUEUED:
             job = ask_scheduler(site, [found.planned])[found.planned.id]
-            found = replace(found, job=job)
+            found = replace(found, job=replace(job, full=decision.full(found.planned.queue)))
     return row, why(replace(facts, standing=found, site=look_at_site(store, site)))
 
 
@@ -155,7 +156,9 @@ def _planned(found: Standing, row: TaskRow, decision: Decision) -> Standing:
             return found
         return replace(found, held=(waits.code, waits.reason), paused=decision.paused_for(waits))
     if flow.request is not None:
-        return replace(found, request=plan.requests[flow.request])
+        request = plan.requests[flow.request]
+        full = decision.full(request.queue) if request.code != "window" else 0
+        return replace(found, request=request, job=Job(full=full))
     by_id = {one.id: one for one in decision.live}
     return replace(found, planned=by_id.get(flow.allocation or ""))
 

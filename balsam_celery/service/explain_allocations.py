@@ -63,7 +63,7 @@ def explain_allocations(store: Store, site: Site) -> Explained:
         facts = AllocationFacts(
             row,
             now,
-            jobs.get(row.id, Job()),
+            replace(jobs.get(row.id, Job()), full=decision.full(row.queue)),
             pilot=pilot,
             running=running.get(pilot.id, 0) if pilot is not None else 0,
             planned=planned[row.id],

@@ -30,7 +30,14 @@ def plain_task(row: TaskRow, why: Why) -> Plain:
         "parents": [{"id": p.id, "name": p.name, "state": str(p.state)} for p in why.parents],
         "ahead": None
         if ahead is None
-        else {"higher_priority": ahead.higher, "wider": ahead.wider, "same_shape": ahead.older},
+        else {
+            "total": ahead.total,
+            "higher_priority": ahead.higher,
+            "wider": ahead.wider,
+            "larger": ahead.larger,
+            "older": ahead.older,
+            "same_shape": ahead.alike,
+        },
         "allocation": why.allocation,
         "pilot": why.pilot,
         "nodes": list(why.nodes),

@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 #: Begins why nothing starts on such a node.
 GIVEN_BACK = "given back to the scheduler"
+#: And of one that the scheduler did not take.
+_LET_GO = "its pilot let go of it so that it could be given back"
 #: Seconds for which nodes are waited for that their pilot is to let go of, so that all go at once:
 #: some schedulers let a job shrink now and then only.
 TOGETHER = 30.0
@@ -73,13 +75,22 @@ def left(conn: Connection, pilot: str, node: str, now: float) -> None:
 def _note(conn: Connection, pilot: str, changes: Mapping[str, Mapping[str, object]]) -> None:
     """Change what is known of nodes that are being given back; others are passed over."""
     table = schema.pilot.c
-    query = select(table.giving_back).where(table.id == pilot).with_for_update()
-    found = conn.scalar(query) or {}
+    query = select(table.giving_back, table.nodes).where(table.id == pilot).with_for_update()
+    row = conn.execute(query).one_or_none()
+    found = (row and row.giving_back) or {}
     changed = {
         name: {**one, **changes[name]} if name in changes else one for name, one in found.items()
     }
-    if changed != found:
-        allocations.update_pilot(conn, pilot, LIVE_PILOTS, giving_back=changed)
+    if row is None or changed == found:
+        return
+    refused = {name: one["refused"] for name, one in changed.items() if one["refused"]}
+    nodes = [
+        {**node, "lost_reason": f"{_LET_GO}, which the scheduler refused: {refused[node['name']]}"}
+        if node["name"] in refused
+        else node
+        for node in row.nodes
+    ]
+    allocations.update_pilot(conn, pilot, LIVE_PILOTS, giving_back=changed, nodes=nodes)
 
 
 def refuses(conn: Connection, now: float) -> bool:

@@ -1,10 +1,10 @@
-"""Nodes of living pilots that the scheduler has given up: their attempts are taken back (R4)."""
+"""Nodes of living pilots that the scheduler has given up: their pilots take that up (R4)."""
 
 from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import redis
@@ -12,20 +12,19 @@ import redis
 from balsam_celery import keys
 from balsam_celery.errors import SchedulerUnavailable
 from balsam_celery.schedulers.base import Job, Scheduler
-from balsam_celery.service import outboxes
-from balsam_celery.service.reap import Read, record_outboxes
+from balsam_celery.service.orders import give_beside
 from balsam_celery.store import allocations, scans
 from balsam_celery.store.allocations import LIVE_PILOTS
 from balsam_celery.store.engine import Store
 from balsam_celery.store.rows import PilotRow
-from balsam_celery.wire import Ended, PilotOrder, Report, WorkerLost, encode
+from balsam_celery.wire import PilotOrder, Report, WorkerLost, encode
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class LostNode:
-    """A node of a pilot on which, by the scheduler's word, nothing runs any more."""
+    """A node of a pilot that the scheduler counts on no more."""
 
     pilot: PilotRow
     node: str
@@ -92,47 +91,19 @@ def _held(pilot: PilotRow, job: Job) -> set[str]:
     return names & set(job.nodes)
 
 
-def give_up(
-    store: Store,
-    client: redis.Redis,
-    prefix: str,
-    lost: LostNode,
-    *,
-    record: Callable[[Sequence[Ended]], object],
-    read: Read = outboxes.read,
-) -> None:
-    """Record what the node's worker has left, then let engine and pilot know that it is lost.
+def give_up(store: Store, client: redis.Redis, prefix: str, lost: LostNode) -> None:
+    """Let engine and pilot know that nothing may start on the node any more.
+
+    Its attempts stay where they are until the pilot has confirmed their end: a node that was set
+    down may work on. The pilot knows whether the node's keeper still answers, and has it end all;
+    of one that does not it knows when that can be over (:mod:`balsam_celery.cutoff`).
 
     Harmless when done twice.
 
-    Args:
-        store: the site's database.
-        client: Redis.
-        prefix: of the site's keys.
-        lost: the node.
-        record: records outcomes in committed transactions.
-        read: reads the outboxes in a directory.
-
     Raises:
-        Hangs: a file system does not answer yet; the next poll does it.
         redis.RedisError: Redis did not answer; the next poll does it.
-        StoreError: the database did not answer.
-        NotFound: the pilot's allocation is not there.
     """
-    pilot, reason = lost.pilot, lost.reason
-    with store.read() as conn:
-        allocation = allocations.get_allocation(conn, pilot.allocation)
-    unread = record_outboxes(store, allocation, [pilot.id], record, node=lost.node, read=read)
-    if unread:
-        reason += f" (outcomes could not be read: {'; '.join(unread)})"
-    word = WorkerLost(pilot.id, lost.node, reason, False, store.clock())
-    control = keys.control(prefix, pilot.id)
-    order = encode(PilotOrder("lose", reason, lost.node))
-    waiting = {
-        one if isinstance(one, bytes) else one.encode() for one in client.lrange(control, 0, -1)
-    }
-    with client.pipeline() as pipe:
-        if order.encode() not in waiting:
-            pipe.rpush(control, order)
-        pipe.rpush(keys.inbox(prefix), encode(Report(records=((0, word),))))
-        pipe.execute()
+    pilot = lost.pilot
+    give_beside(client, prefix, pilot.id, PilotOrder("lose", lost.reason, lost.node))
+    word = WorkerLost(pilot.id, lost.node, lost.reason, False, store.clock(), confirmed=False)
+    client.rpush(keys.inbox(prefix), encode(Report(records=((0, word),))))

@@ -31,11 +31,8 @@ class Hangs(Exception):
     """The file system has not answered yet; ask again later."""
 
 
-def read(directory: Path, node: str | None = None) -> Found:
-    """All that the outboxes of a pilot's directory hold; blocks for as long as the files do.
-
-    ``node``: only what the worker of that node has left.
-    """
+def read(directory: Path) -> Found:
+    """All that the outboxes of a pilot's directory hold; blocks for as long as the files do."""
     outcomes: list[Ended] = []
     unread = []
     try:
@@ -43,8 +40,6 @@ def read(directory: Path, node: str | None = None) -> Found:
     except OSError as error:
         return [], [f"{directory}: {error.strerror}"]
     for path in files:
-        if node is not None and path.name != f"{node}.outbox":
-            continue
         try:
             outcomes += read_outbox(path)
         except OSError as error:
@@ -78,18 +73,17 @@ class Patient:
     def __init__(self, wait: float = _WAIT, patience: float = PATIENCE) -> None:
         self._wait = wait
         self._patience = patience
-        self._looks: dict[tuple[Path, str | None], _Look] = {}
+        self._looks: dict[Path, _Look] = {}
 
-    def read(self, directory: Path, node: str | None = None) -> Found:
+    def read(self, directory: Path) -> Found:
         """As :func:`read`.
 
         Raises:
             Hangs: nothing has come yet; the look goes on.
         """
-        key = directory, node
-        look = self._looks.get(key)
+        look = self._looks.get(directory)
         if look is None:
-            look = self._looks[key] = _Look(lambda: read(directory, node))
+            look = self._looks[directory] = _Look(lambda: read(directory))
             look.start()
             look.join(self._wait)
             if look.is_alive():
@@ -97,9 +91,9 @@ class Patient:
         if look.is_alive():
             if time.monotonic() < look.begun + self._patience:
                 raise Hangs(f"the file system does not answer: {directory}")
-            del self._looks[key]
+            del self._looks[directory]
             return [], [f"{directory}: the file system does not answer"]
-        del self._looks[key]
+        del self._looks[directory]
         if look.found is None:
             raise look.fault or RuntimeError("a look without an answer")
         return look.found

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 _BATCH = 200
 
 Attempt = tuple[str, int]
-Read = Callable[[Path, str | None], outboxes.Found]
+Read = Callable[[Path], outboxes.Found]
 
 
 def reap(
@@ -67,7 +67,7 @@ def reap(
     if row.state is not AllocationState.ENDED:
         raise ValueError(f"allocation {row.id} is {row.state}, not ENDED")
     ids = [pilot.id for pilot in pilots]
-    unread = record_outboxes(store, row, ids, record, read=read)
+    unread = _record_outboxes(store, row, ids, record, read)
     reason = f"allocation {row.id} ended: {row.reason}"
     if unread:
         reason += f" (outcomes could not be read: {'; '.join(unread)})"
@@ -87,18 +87,14 @@ def reap(
     return ids
 
 
-def record_outboxes(
+def _record_outboxes(
     store: Store,
     row: AllocationRow,
     pilots: Sequence[str],
     record: Callable[[Sequence[Ended]], object],
-    *,
-    node: str | None = None,
-    read: Read = outboxes.read,
+    read: Read,
 ) -> list[str]:
     """Record outcomes of open attempts; returns what could not be read, and why.
-
-    ``node``: only what the worker of that node has left.
 
     Raises:
         Hangs: as of ``read``.
@@ -110,7 +106,7 @@ def record_outboxes(
         waiting = _open_attempts(store, [pilot])
         if not waiting:
             continue
-        outcomes, failed = read(directory, node)
+        outcomes, failed = read(directory)
         unread += failed
         found = _wanted(outcomes, waiting)
         for first in range(0, len(found), _BATCH):

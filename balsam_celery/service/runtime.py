@@ -146,14 +146,7 @@ class Service:
                     push(client, prefix, Wake())
             for lost in lostnodes.find(self.store, self._scheduler, self._poller.running):
                 with _apart(f"giving up node {lost.node} of pilot {lost.pilot.id}"):
-                    lostnodes.give_up(
-                        self.store,
-                        client,
-                        prefix,
-                        lost,
-                        record=self._record,
-                        read=self._outboxes.read,
-                    )
+                    lostnodes.give_up(self.store, client, prefix, lost)
             givingback.carry_on(
                 self.store,
                 self._scheduler,

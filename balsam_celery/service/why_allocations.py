@@ -115,7 +115,13 @@ def waits_for(row: AllocationRow, job: Job, now: float) -> tuple[str, str]:
     if row.reason.startswith(NOT_KNOWN):
         return "not-known", f"waits in the scheduler's queue: {row.reason}"
     reason = f" ({row.reason})" if row.reason else ""
-    return "queued", f"waits in the scheduler's queue{reason}; {_start(job, now)}"
+    full = f"; {full_text(row.queue, job.full)}" if job.full else ""
+    return "queued", f"waits in the scheduler's queue{reason}{full}; {_start(job, now)}"
+
+
+def full_text(queue: str, most: int) -> str:
+    """Why one more of a queue waits for the end of another."""
+    return f"max_running of queue {queue} is {most}, and as many run"
 
 
 def _not_submitted(row: AllocationRow) -> tuple[str, str]:

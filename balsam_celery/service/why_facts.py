@@ -56,15 +56,17 @@ class SiteFacts:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What the scheduler says of an allocation that waits.
+    """What holds an allocation that waits, and what the scheduler says of it.
 
     Attributes:
         expected_start: when it expects to start it, ``None`` when it does not say.
         trouble: why it could not be asked; ``""`` when it was.
+        full: ``max_running`` of its queue where as many run; 0: it may run more.
     """
 
     expected_start: float | None = None
     trouble: str = ""
+    full: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ class Standing:
         fits: pilots in which it could start if nothing ran there.
         planned: the allocation into which packing pours it.
         pilot: the one that runs in it.
-        job: what the scheduler says of that one.
+        job: what holds that one, or the one to be asked for, and what the scheduler says of it.
         request: what packing would ask for, for it.
         held: why packing asks for nothing: a code and words.
         paused: queues whose pauses are why packing asks for nothing, by name.

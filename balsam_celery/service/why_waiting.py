@@ -8,7 +8,7 @@ from dataclasses import replace
 from balsam_celery.durations import format_duration
 from balsam_celery.service.backoff import Pause
 from balsam_celery.service.phrases import counted, ended, listed, moment, nodes
-from balsam_celery.service.why_allocations import waits_for
+from balsam_celery.service.why_allocations import full_text, waits_for
 from balsam_celery.service.why_facts import Standing, TaskFacts, Why
 from balsam_celery.store.rows import AllocationState
 from balsam_celery.store.standing import Ahead
@@ -87,11 +87,13 @@ def _asked(facts: TaskFacts) -> Why:
     """Nothing that exists holds it: what is asked for, or why nothing is."""
     standing = facts.standing
     if standing.request is not None:
-        asked = standing.request
+        asked, full = standing.request, standing.job.full
+        waits = f"; it has to wait, since {full_text(asked.queue, full)}" if full else ""
         return Why(
             "to-request",
             f"No allocation has room for it: one of {size(asked.nodes, asked.wall_time)} in queue"
-            f" {asked.queue} is asked for when the service plans next.{_stands(standing.ahead)}",
+            f" {asked.queue} is asked for when the service plans next{waits}."
+            f"{_stands(standing.ahead)}",
         )
     if standing.paused:
         text = pauses_text(standing.paused, facts.now)
@@ -127,13 +129,14 @@ def pauses_text(paused: Mapping[str, Pause], now: float) -> str:
 
 
 def behind_what(ahead: Ahead) -> str:
-    """``behind 12 tasks of higher priority and 4 older ones of its shape``; ``""``: nothing."""
+    """``behind 12 tasks of higher priority and 4 older tasks``; ``""``: nothing."""
     parts = [
         words
         for count, words in (
             (ahead.higher, f"{counted(ahead.higher, 'task')} of higher priority"),
             (ahead.wider, f"{counted(ahead.wider, 'task')} over more nodes"),
-            (ahead.older, f"{counted(ahead.older, 'older task')} of its shape"),
+            (ahead.larger, f"{counted(ahead.larger, 'task')} with more of each node"),
+            (ahead.older, counted(ahead.older, "older task")),
         )
         if count
     ]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
 
 from sqlalchemy import ColumnElement, Connection, and_
 
+from balsam_celery.candidate import grown
 from balsam_celery.ledger import Ledger
 from balsam_celery.lookahead import NO_LOOK_AHEAD, LookAhead
 from balsam_celery.placement import Candidate, Pass, place
@@ -21,8 +22,10 @@ from balsam_celery.store.scans import Waiting
 
 #: How many waiting tasks a pass looks at.
 WINDOW = 500
-#: And how many of the oldest.
-OLDEST = 100
+#: Of how many priorities and widths behind them it looks at the oldest task.
+OTHERS = 200
+#: How many of those may go first because of their age, and how many tasks of each it looks at.
+AGED, OF_EACH = 5, 20
 #: How many shapes that do not fit it passes over at the most.
 MOST_SHAPES = 50
 SHAPE = (
@@ -76,8 +79,8 @@ def decide(conn: Connection, ledger: Ledger, rules: Rules, now: float) -> Looked
     """What placement says of the first tasks of the backlog, and whether more of it may start.
 
     When the first ones are so many of shapes that do not fit that the window holds nothing else,
-    it is moved past those shapes, so that what fits behind them is seen too. The oldest, whose
-    priority has grown most, are looked at wherever they stand.
+    it is moved past those shapes, so that what fits behind them is seen too. Behind it the oldest
+    of each priority and width are looked at: one of them may have grown into the first of all.
     """
     most = WINDOW if rules.ahead.tasks else most_of(ledger)
     # by id: a later window shows those of an earlier one again that found room
@@ -90,8 +93,8 @@ def decide(conn: Connection, ledger: Ledger, rules: Rules, now: float) -> Looked
         candidates |= candidates_of(window, rules.kill_grace, most, known)
         is_full = len(window) == WINDOW
         if is_full and rules.ageing < math.inf:
-            oldest = scans.oldest(conn, now=now, limit=OLDEST, but=but)
-            candidates |= candidates_of(oldest, rules.kill_grace, most, known)
+            aged = _aged(conn, window[-1], rules.ageing, now, but)
+            candidates |= candidates_of(aged, rules.kill_grace, most, known)
         ahead = replace(rules.ahead, many=WINDOW // 2 if is_full else None)
         decided = place(
             ledger,
@@ -114,6 +117,25 @@ def decide(conn: Connection, ledger: Ledger, rules: Rules, now: float) -> Looked
             shape if _could_hold(ledger, row.resources) else shape[:-1]
             for shape, row in refused.items()
         }
+
+
+def _aged(
+    conn: Connection,
+    last: Waiting,
+    ageing: float,
+    now: float,
+    but: Collection[ColumnElement[bool]],
+) -> Iterator[Waiting]:
+    """What is behind the window's last, and may go before it by its age."""
+    found = scans.oldest_of_each(conn, last, now=now, limit=OTHERS, but=but)
+
+    def order(row: Waiting) -> tuple[float, int, float]:
+        return -grown(row.priority, row.created, now, ageing), -row.num_nodes, row.created
+
+    aged = sorted((row for row in found if order(row) < order(last)), key=order)
+    yield from aged[AGED:]
+    for row in aged[:AGED]:
+        yield from scans.placeable(conn, now=now, limit=OF_EACH, but=but, alike=row)
 
 
 def most_of(ledger: Ledger) -> int:

@@ -21,7 +21,7 @@ from balsam_celery.simulate.estimates import Estimates
 from balsam_celery.simulate.machine import Machine
 from balsam_celery.simulate.record import Attempt, Promise, Record
 from balsam_celery.simulate.state import Allocation, Planner, State
-from balsam_celery.simulate.workload import Workload, share_of
+from balsam_celery.simulate.workload import Workload, shares_of
 
 _SUBMIT, _END, _READY, _DEADLINE, _BATCH, _PACK, _IDLE, _IDLE_NODES = range(8)
 
@@ -81,7 +81,7 @@ class Simulation:
         self._dirty = True
         self._may_start = False
         self._promises: dict[int, Promise] = {}
-        self._share = [share_of(kind.resources, machine.node) for kind in workload.kinds]
+        self._shares = [shares_of(kind.resources, machine.node) for kind in workload.kinds]
         # of others a promise does not hold: a wider task that comes later goes first
         first = max((kind.priority, kind.resources.num_nodes) for kind in workload.kinds)
         self._widest = {
@@ -201,7 +201,6 @@ class Simulation:
             record.first_start[task] = now
         promise = self._promises.pop(task, None)
         if promise is not None:
-            record.promises += 1
             record.promised = max(record.promised, now - promise.since)
             record.late = max(record.late, now - promise.by)
         self._running[task] = (now, placement)
@@ -218,12 +217,10 @@ class Simulation:
         record, work = self.record, self._work
         kind = work.kinds[work.kind[task]]
         record.finished[task] = now
-        share = self._share[work.kind[task]]
         if work.succeeds(task):
             record.done += 1
-            used = share * work.runtime[task]
-            record.used += used
-            self.state.allocations[placement.pilot].used += used
+            shares = self._shares[work.kind[task]]
+            self.state.allocations[placement.pilot].use(shares, work.runtime[task])
             self.state.estimates.learn(kind, work.runtime[task])
             for child in work.children.get(task, ()):
                 self._waits_for[child] -= 1
@@ -232,7 +229,6 @@ class Simulation:
             outcome = "done"
         else:
             record.timeouts += 1
-            record.failed += share * (now - start)
             self._orphan(task, now)
             outcome = "timeout"
         if self._trace:
@@ -251,7 +247,7 @@ class Simulation:
 
     def _cut(self, task: int, now: float) -> None:
         start, placement = self._running.pop(task)
-        self.record.lost += self._share[self._work.kind[task]] * (now - start)
+        self.record.lost += max(self._shares[self._work.kind[task]]) * (now - start)
         self.state.backlog.put_back(task, now - start)
         if self._trace:
             self._note(task, start, placement, now, "cut")
@@ -272,7 +268,6 @@ class Simulation:
             if state.allocations[id].state == "queued":
                 self._batch.cancel(id)
                 del state.allocations[id]
-                self.record.given_up += 1
         for id in plan.drain:
             self._drain(state.allocations[id], now)
         for release in plan.release:

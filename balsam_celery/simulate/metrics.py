@@ -16,7 +16,8 @@ class Metrics:
 
     Attributes:
         efficiency: node-hours used over charged: the shares of nodes that successful attempts
-            held while they ran, over nodes × time of all allocations.
+            held while they ran, of what each allocation had the most use (cores, GPUs, …), over
+            nodes × time of all allocations.
         saturated: the same over the allocations in which tasks waited all the time; ``None``: none.
         makespan: from the first submission to the end of the last task.
         over_bound: makespan over the lower bound.

@@ -36,11 +36,12 @@ class Planning:
 
     def pack(self, state: State, now: float) -> Plan:
         """One look at the backlog."""
+        machine = state.machine
         return pack(
             list(backlog(state, now)),
-            state.machine.queues,
+            machine.queues,
             [existing(state, one, now) for one in state.allocations.values()],
-            replace(state.machine.policy, release_after=state.machine.release_after),
+            replace(machine.policy, release_after=machine.release_after, budget=state.budget),
             windows=windows(state),
         )
 

@@ -34,36 +34,29 @@ class Record:
     """Sums over a run; node-seconds and seconds.
 
     Attributes:
-        allocations: those that started, in order of their ends; ``given_up``: that never did.
+        allocations: those that started, in order of their ends.
         attempts: each run, when a trace was asked for.
-        used: node-seconds of attempts that succeeded.
         lost: node-seconds of attempts that an allocation's end cut.
-        failed: node-seconds of attempts that ran into their limit.
         first_start: by task, -1: it never started.
         finished: by task, -1: it never ended.
         done, timeouts, orphans: tasks that succeeded; ran into their limit; never started because
             a parent failed.
-        promises: how many tasks at the head of the queue (the widest of the highest priority) were
-            given a reservation.
-        promised: the longest that one of them waited from then on.
-        late: most seconds by which one of them started after the time first promised.
+        promised: the longest that a task at the head of the queue (the widest of the highest
+            priority) waited from when it was given a reservation.
+        late: most seconds by which one of those started after the time first promised.
         passes, plans: how often placement and packing were run.
     """
 
     first_start: list[float]
     finished: list[float]
     allocations: list[Allocation] = field(default_factory=list)
-    given_up: int = 0
     attempts: list[Attempt] = field(default_factory=list)
-    used: float = 0.0
     lost: float = 0.0
-    failed: float = 0.0
     done: int = 0
     timeouts: int = 0
     orphans: int = 0
     promised: float = 0.0
     late: float = 0.0
-    promises: int = 0
     passes: int = 0
     plans: int = 0
 
@@ -71,6 +64,11 @@ class Record:
     def ended(self) -> int:
         """Tasks that are over, however."""
         return self.done + self.timeouts + self.orphans
+
+    @property
+    def used(self) -> float:
+        """Node-seconds of attempts that succeeded, of what each allocation had the most use."""
+        return sum(one.used for one in self.allocations)
 
     @property
     def charged(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -30,7 +31,7 @@ class Allocation:
         given_back: how many nodes the scheduler has back; ``charged_back``: node-seconds that it
             was charged for those.
         starved: at some time while it was live nothing waited.
-        used: node-seconds of attempts that succeeded in it.
+        used_of: node-seconds of attempts that succeeded in it, of each thing that its nodes have.
     """
 
     id: str
@@ -47,7 +48,19 @@ class Allocation:
     given_back: int = 0
     charged_back: float = 0.0
     starved: bool = False
-    used: float = 0.0
+    used_of: tuple[float, ...] = (0.0,)
+
+    @property
+    def used(self) -> float:
+        """Node-seconds used of that thing of which most was used: no fewer could have done it."""
+        return max(self.used_of)
+
+    def use(self, shares: Sequence[float], seconds: float) -> None:
+        """Count in an attempt that succeeded; ``shares``: of each thing that nodes have."""
+        before = self.used_of if len(self.used_of) == len(shares) else (0.0,) * len(shares)
+        self.used_of = tuple(
+            used + share * seconds for used, share in zip(before, shares, strict=True)
+        )
 
     @property
     def charged(self) -> float:
@@ -57,6 +70,11 @@ class Allocation:
             return 0.0
         kept = self.nodes - self.given_back
         return self.charged_back + kept * (self.ended - self.started)
+
+    @property
+    def reserved(self) -> float:
+        """Node-seconds that it is charged if it lasts to the end of its time."""
+        return self.charged_back + (self.nodes - self.given_back) * self.wall_time
 
     def give_back(self, nodes: int, now: float) -> None:
         """Count out nodes, which are charged until ``now``."""
@@ -102,6 +120,16 @@ class State:
     attempts: list[int]
     idle: list[Idle] = field(default_factory=list)
     charged: float = 0.0
+
+    @property
+    def budget(self) -> float | None:
+        """Node-seconds that may still be charged, as the service counts them: those that have not
+        ended may run to the end of their time.
+        """
+        budget = self.machine.policy.budget
+        if budget is None:
+            return None
+        return budget - self.charged - sum(one.reserved for one in self.allocations.values())
 
 
 class Planner(Protocol):

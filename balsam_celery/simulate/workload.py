@@ -83,21 +83,27 @@ class Workload:
         return max(kind.resources.num_nodes for kind in self.kinds)
 
 
-def share_of(wanted: Resources, node: NodeCapacity) -> float:
-    """Nodes' worth that a task takes: whole nodes when it spans some, else its dominant share.
-
-    The dominant share is the largest of its shares of cores, GPUs, memory, countable resources and
-    1/``node_packing_count`` (Ghodsi et al., "Dominant Resource Fairness", NSDI 2011).
+def shares_of(wanted: Resources, node: NodeCapacity) -> tuple[float, ...]:
+    """Nodes' worth that a task takes of each thing that a node has: cores, places of
+    ``node_packing_count``, GPUs, memory, countable resources; all of its nodes when it spans some.
     """
-    if wanted.is_gang:
-        return float(wanted.num_nodes)
-    shares = [wanted.cores_on(len(node.cores)) / len(node.cores)]
-    if wanted.node_packing_count is not None:
-        shares.append(1 / wanted.node_packing_count)
-    if wanted.gpus_per_rank and node.gpus:
-        shares.append(wanted.gpus_per_node / len(node.gpus))
-    if wanted.memory_per_node and node.memory:
-        shares.append(wanted.memory_per_node / node.memory)
     there = dict(node.resources)
-    shares += [amount / there[name] for name, amount in wanted.resources_per_node if name in there]
-    return max(shares)
+    if wanted.is_gang:
+        return (float(wanted.num_nodes),) * (4 + len(there))
+    packing, asked = wanted.node_packing_count, dict(wanted.resources_per_node)
+    return (
+        wanted.cores_on(len(node.cores)) / len(node.cores),
+        0.0 if packing is None else 1 / packing,
+        wanted.gpus_per_node / len(node.gpus) if node.gpus else 0.0,
+        wanted.memory_per_node / node.memory if node.memory else 0.0,
+        *(asked.get(name, 0) / amount for name, amount in there.items()),
+    )
+
+
+def share_of(wanted: Resources, node: NodeCapacity) -> float:
+    """Nodes' worth that a task takes: its dominant share, the largest of those of each thing.
+
+    (Ghodsi et al., "Dominant Resource Fairness", NSDI 2011.) Those of unlike tasks do not add up:
+    one that takes the GPUs of a node and one that takes its cores may share it.
+    """
+    return max(shares_of(wanted, node))

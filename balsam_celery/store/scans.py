@@ -7,11 +7,22 @@ the literal conditions of ``store.schema`` here and no bound states; and even th
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVarTuple
 
-from sqlalchemy import ColumnElement, Connection, Select, case, func, literal, select, text
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    ScalarSelect,
+    Select,
+    case,
+    func,
+    literal,
+    select,
+    text,
+)
 
 from balsam_celery.resources import Resources
 from balsam_celery.store import schema
@@ -92,42 +103,82 @@ class Waiting(NamedTuple):
 
 
 def placeable(
-    conn: Connection, *, now: float, limit: int, but: Collection[ColumnElement[bool]] = ()
+    conn: Connection,
+    *,
+    now: float,
+    limit: int,
+    but: Collection[ColumnElement[bool]] = (),
+    alike: Waiting | None = None,
 ) -> list[Waiting]:
     """Tasks that wait for slots and may start at ``now``: by priority, then widest, then oldest.
 
-    ``but``: without those for which one of these holds.
+    ``but``: without those for which one of these holds; ``alike``: only those of the priority and
+    width of this one.
     """
-    task = schema.task.c
-    order = (task.priority.desc(), task.num_nodes.desc(), task.created)
-    return _waiting(conn, "ix_task_placeable", order, now, limit, but)
+    # a pass for each task that ends reads hundreds of these rows, hence no column more than needed
+    task = schema.task
+    query = by_index(_waiting(_columns(), now, but), "ix_task_placeable")
+    if alike is not None:
+        query = query.where(task.c.priority == alike.priority, task.c.num_nodes == alike.num_nodes)
+    return [Waiting._make(row) for row in conn.execute(query.order_by(*_IN_LINE).limit(limit))]
 
 
-def oldest(
-    conn: Connection, *, now: float, limit: int, but: Collection[ColumnElement[bool]] = ()
+def oldest_of_each(
+    conn: Connection,
+    behind: Waiting,
+    *,
+    now: float,
+    limit: int,
+    but: Collection[ColumnElement[bool]] = (),
 ) -> list[Waiting]:
-    """As :func:`placeable`, the oldest first."""
-    return _waiting(conn, "ix_task_waiting_created", (schema.task.c.created,), now, limit, but)
+    """As :func:`placeable`, of each priority and width behind those of ``behind`` only the oldest.
+
+    The index is not walked: from each task found the next is looked up, so it takes as long as
+    there are priorities and widths, however many tasks wait.
+    """
+    task = schema.task
+    last = task.alias("last")
+
+    def first(*conditions: ColumnElement[bool]) -> ScalarSelect[str]:
+        query = by_index(_waiting([task.c.id], now, but), "ix_task_placeable")
+        return query.where(*conditions).order_by(*_IN_LINE).limit(1).scalar_subquery()
+
+    def after(
+        priority: ColumnElement[int] | int, num_nodes: ColumnElement[int] | int
+    ) -> ColumnElement[str]:
+        # two looks: with one condition for both SQLite would walk all of the same priority
+        narrower = first(task.c.priority == priority, task.c.num_nodes < num_nodes)
+        return func.coalesce(narrower, first(task.c.priority < priority))
+
+    found = select(after(behind.priority, behind.num_nodes).label("id")).cte(recursive=True)
+    found = found.union_all(
+        select(after(last.c.priority, last.c.num_nodes)).join_from(
+            found, last, last.c.id == found.c.id
+        )
+    )
+    query = select(*_columns()).join_from(found, task, task.c.id == found.c.id).limit(limit)
+    return [Waiting._make(row) for row in conn.execute(query)]
+
+
+_IN_LINE = (
+    schema.task.c.priority.desc(),
+    schema.task.c.num_nodes.desc(),
+    schema.task.c.created,
+)
+
+
+def _columns() -> list[Column[Any]]:
+    return [schema.task.c[name] for name in Waiting._fields]
 
 
 def _waiting(
-    conn: Connection,
-    index: str,
-    order: tuple[ColumnElement[Any], ...],
-    now: float,
-    limit: int,
-    but: Collection[ColumnElement[bool]],
-) -> list[Waiting]:
-    # a pass for each task that ends reads hundreds of these rows, hence no column more than needed
-    task = schema.task
-    query = (
-        by_index(select(*(task.c[name] for name in Waiting._fields)), index)
-        .where(text(schema.PLACEABLE_SQL), task.c.not_before <= now)
+    columns: Sequence[Column[Any]], now: float, but: Collection[ColumnElement[bool]]
+) -> Select[Any]:
+    return (
+        select(*columns)
+        .where(text(schema.PLACEABLE_SQL), schema.task.c.not_before <= now)
         .where(*(~condition for condition in but))
-        .order_by(*order)
-        .limit(limit)
     )
-    return [Waiting._make(row) for row in conn.execute(query).all()]
 
 
 def backlog(

@@ -145,7 +145,6 @@ PENDING_STEP_SQL = "state IN ('READY', 'STAGED_IN', 'RUN_DONE', 'RUN_ERROR', 'RU
 for _name, _columns, _where in (
     ("ix_task_placeable", (task.c.priority.desc(), task.c.num_nodes.desc(), task.c.created),
      PLACEABLE_SQL),
-    ("ix_task_waiting_created", (task.c.created,), PLACEABLE_SQL),
     ("ix_task_on_pilot", (task.c.pilot,), ON_PILOT_SQL),
     ("ix_task_pending_step", (task.c.state, task.c.changed), PENDING_STEP_SQL),
     ("ix_task_kill_requested", (task.c.kill_requested,), KILL_SQL),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, and_, func, not_, or_, select, text
+from sqlalchemy import ColumnElement, Connection, and_, func, not_, or_, select, text, tuple_
 
+from balsam_celery.candidate import ANY_NUMBER, grown
 from balsam_celery.store import schema
 from balsam_celery.store.queries import read_tasks
 from balsam_celery.store.rows import PilotRow, TaskRow
@@ -15,19 +16,28 @@ from balsam_celery.store.scans import by_index
 
 @dataclass(frozen=True, slots=True)
 class Ahead:
-    """Programs that wait for slots too, may start now, and go before a task.
+    """Programs that wait for slots too, may start now, and that placement tries before a task.
 
     Attributes:
         higher: those of higher priority, which grows with age.
         wider: those of its priority over more nodes.
-        older: those of its priority and shape that are older.
+        larger: those of its priority and width that take more of each node.
+        older: those of its priority that take as much, and are older.
+        alike: those of the older that are of its shape.
         of_shape: those of its shape, of higher priority or older.
     """
 
     higher: int = 0
     wider: int = 0
+    larger: int = 0
     older: int = 0
+    alike: int = 0
     of_shape: int = 0
+
+    @property
+    def total(self) -> int:
+        """All that go before it."""
+        return self.higher + self.wider + self.larger + self.older
 
 
 def ahead(
@@ -43,7 +53,7 @@ def ahead(
         ageing: seconds of waiting that raise a task's priority by one.
     """
     task = schema.task.c
-    level = row.priority + int(max(0.0, now - row.created) // ageing)
+    level = int(grown(row.priority, row.created, now, ageing))
     alike = [task[name].is_not_distinct_from(getattr(row, name)) for name in shape]
 
     def reaches(wanted: int) -> ColumnElement[bool]:
@@ -52,7 +62,21 @@ def ahead(
 
     higher = reaches(level + 1)
     same = and_(reaches(level), not_(higher))
-    sooner = or_(task.created < row.created, and_(task.created == row.created, task.id < row.id))
+    as_wide = and_(same, task.num_nodes == row.num_nodes)
+    # as ``placement`` orders them: the fewer share a node, the wider; then by cores, then by age
+    share = (
+        func.coalesce(task.node_packing_count, ANY_NUMBER),
+        -task.ranks_per_node
+        * ((task.threads_per_rank + task.threads_per_core - 1) // task.threads_per_core),
+    )
+    own = row.resources
+    given = (own.node_packing_count or ANY_NUMBER, -own.least_cores)
+    larger = and_(as_wide, tuple_(*share) < tuple_(*given))
+    older = and_(
+        as_wide,
+        tuple_(*share) == tuple_(*given),
+        tuple_(task.created, task.id) < tuple_(row.created, row.id),
+    )
 
     def count(*conditions: ColumnElement[bool]) -> ColumnElement[int]:
         return func.count().filter(*conditions)
@@ -63,7 +87,9 @@ def ahead(
             select(
                 count(higher),
                 count(same, task.num_nodes > row.num_nodes),
-                count(same, sooner, *alike),
+                count(larger),
+                count(older),
+                count(older, *alike),
                 count(higher, *alike),
             ).select_from(schema.task),
             "ix_task_placeable",
@@ -71,8 +97,8 @@ def ahead(
         .where(text(schema.PLACEABLE_SQL), reaches(level))
         .where(task.kind == "program", task.not_before <= now)
     )
-    first, wider, older, of_shape = conn.execute(query).one()
-    return Ahead(higher=first, wider=wider, older=older, of_shape=older + of_shape)
+    first, wider, more, before, same_shape, of_shape = conn.execute(query).one()
+    return Ahead(first, wider, more, before, same_shape, same_shape + of_shape)
 
 
 def unmet_parents(conn: Connection, id: str, *, limit: int) -> list[TaskRow]:

@@ -28,6 +28,8 @@ from tests.clients import clients
 from tests.waiting import wait_until
 
 BIN = Path(sys.executable).parent
+#: Lasts in its first attempt; each of its processes carries the task's mark.
+FIRST_LASTS = 'if [ "$BALSAM_ATTEMPT" = 1 ]; then exec sleep 600; fi'
 
 
 @dataclass
@@ -135,3 +137,20 @@ def kill9(pid: int) -> None:
     identity = procs.identity(pid)
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: identity is None or not procs.alive(identity), 20, f"{pid} is gone")
+
+
+def one_on_each_node(live: LiveSite, nodes: int) -> dict[str, str]:
+    """Start a task that lasts on each node of one pilot; node → task."""
+    ids = live.submit(
+        "--array", f"1-{nodes}", "--node-packing-count", "1", "--", "/bin/sh", "-c", FIRST_LASTS
+    )
+    for id in ids:
+        live.wait_for(id, "RUNNING", timeout=120)
+    return {live.task(id).shares[0]["node"]: id for id in ids}  # type: ignore[index]
+
+
+def ran_twice(live: LiveSite, id: str) -> None:
+    """The task was cut short, which counts as no failure, and then succeeded."""
+    row = live.wait_for(id, "JOB_FINISHED", timeout=150)
+    assert row.attempt == 2
+    assert row.failures == 0

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ from balsam_celery.siteinit import init
 from balsam_celery.store import allocations
 from balsam_celery.supervisor import down, up
 from tests import nasty
-from tests.acceptance.live import LiveSite
+from tests.acceptance.live import LiveSite, one_on_each_node, ran_twice
 from tests.schedulers import fake_pbs
 from tests.schedulers.harness_pbs import PbsHarness
 from tests.slurm.live import QUICK
@@ -58,7 +59,8 @@ def pbs(tmp_path: Path) -> Iterator[PbsHarness]:
 
 
 @pytest.fixture
-def live(pbs: PbsHarness, tmp_path: Path) -> Iterator[LiveSite]:
+def live(request: pytest.FixtureRequest, pbs: PbsHarness, tmp_path: Path) -> Iterator[LiveSite]:
+    """A site as ``init`` makes it, with :data:`QUICK` or the parameter in its ``site.toml``."""
     pytest.importorskip("mpi4py")
     directory = tmp_path / "site"
     site = init(directory, name="test", scheduler="auto", tls=False)
@@ -66,8 +68,11 @@ def live(pbs: PbsHarness, tmp_path: Path) -> Iterator[LiveSite]:
     file = SiteFile(path.read_text(encoding="utf-8"))
     file.set("redis", {"host": "127.0.0.1", "bind": "127.0.0.1"})
     file.remove_queue("short")
-    for table, values in QUICK.items():
-        file.set(table, values)
+    for table, values in getattr(request, "param", QUICK).items():
+        if table == "queue":
+            file.set_queue("workq", values)
+        else:
+            file.set(table, values)
     path.write_text(file.text, encoding="utf-8")
     site = replace(site, settings=settings.load(path))
     up(site)
@@ -172,3 +177,77 @@ def test_no_program_outlives_what_pbs_calls_its_end(
         assert row.state == "JOB_FINISHED", row.reason
         assert (runs / "2").read_text() == "False", "the first one lived"
         assert not (runs / "3").exists()
+
+
+#: One pilot, which lasts longer than the test.
+FOUR_NODES: dict[str, dict[str, Any]] = {
+    **QUICK,
+    "site": {**QUICK["site"], "default_wall_time": "15m"},
+    "queue": {"min_nodes": 4, "max_nodes": 4, "min_wall_time": "50m"},
+    "packing": {**QUICK["packing"], "max_allocations": 1, "release_idle_nodes": False},
+}
+GIVING_BACK: dict[str, dict[str, Any]] = {
+    **FOUR_NODES,
+    "packing": {
+        **FOUR_NODES["packing"],
+        "release_idle_nodes": True,
+        "release_after": "5s",
+    },
+}
+
+
+@pytest.mark.parametrize("live", [FOUR_NODES], indirect=True)
+def test_the_loss_of_a_node_harms_that_node_only(live: LiveSite, pbs: PbsHarness) -> None:
+    """PBS goes on to show the job as running, and the node as one of its nodes."""
+    held = one_on_each_node(live, 4)
+    (job,) = pbs.fake.jobs()
+    head, victim, *spared = job["nodes"]
+    before = procs.marked([f"BALSAM_TASK_ID={held[victim]}"])
+    assert before
+    pbs.fake.lose(victim)
+    others = [held[head], *(held[node] for node in spared)]
+    # room for it, and no other allocation
+    live.balsam("kill", others.pop())
+    ran_twice(live, held[victim])
+    assert not {pid for pid in before if procs.identity(pid)}
+    assert {live.task(id).state for id in others} == {"RUNNING"}
+    assert {live.task(id).attempt for id in others} == {1}
+    (wide,) = live.submit("--num-nodes", "2", "--", sys.executable, MPI_SUM)
+    live.balsam("kill", others.pop())
+    live.wait_for(wide, "JOB_FINISHED", timeout=150)
+    assert live.task(others[0]).state == "RUNNING"
+    (still,) = pbs.fake.jobs()
+    assert (still["state"], still["nodes"]) == ("R", job["nodes"])
+
+
+@pytest.mark.parametrize("live", [GIVING_BACK], indirect=True)
+def test_idle_nodes_go_back_while_a_task_runs_on(
+    live: LiveSite, pbs: PbsHarness, tmp_path: Path
+) -> None:
+    go_on = tmp_path / "go-on"
+    script = f'while [ ! -e "{go_on}" ]; do sleep 0.2; done'
+    (long,) = live.submit("--num-nodes", "2", "--", "/bin/sh", "-c", script)
+    short = live.submit("--array", "1-4", "--node-packing-count", "1", "--", "/bin/true")
+    for id in short:
+        live.wait_for(id, "JOB_FINISHED", timeout=120)
+    live.wait_for(long, "RUNNING")
+    (job,) = pbs.fake.jobs()
+    assert len(job["nodes"]) == 4
+    needed = {share["node"] for share in live.task(long).shares or ()} | {job["nodes"][0]}
+
+    def has() -> set[str]:
+        (now,) = pbs.fake.jobs()
+        assert now["state"] == "R"
+        return set(now["nodes"])
+
+    wait_until(lambda: has() == needed, 120, "PBS has the others back")
+    assert live.task(long).state == "RUNNING"
+    go_on.touch()
+    live.wait_for(long, "JOB_FINISHED")
+    # the job goes on with the nodes that it has kept
+    (later,) = live.submit("--", "/bin/true")
+    live.wait_for(later, "JOB_FINISHED")
+    with live.store.read() as conn:
+        (only,) = allocations.list_allocations(conn)
+    assert only.nodes_back == 4 - len(needed)
+    assert has() == needed

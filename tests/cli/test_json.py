@@ -112,7 +112,7 @@ def test_explanations(full: Cli) -> None:
         check("explanation", full.json("explain", id))
     assert full.json("explain", "cccccc")["parents"][0].keys() == {"id", "name", "state"}
     assert full.json("explain", "eeeeee")["ahead"].keys() == {
-        "higher_priority", "wider", "same_shape",
+        "total", "higher_priority", "wider", "larger", "older", "same_shape",
     }  # fmt: skip
     full.task("ffffff-6")
     found = full.json("explain", "allocations")

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from balsam_celery.store.allocations import insert_allocation, list_allocations
+from balsam_celery.store.allocations import (
+    insert_allocation,
+    list_allocations,
+    list_pilots,
+    update_pilot,
+)
+from balsam_celery.store.rows import PilotState
 from tests.cli.conftest import Cli
 from tests.cli.test_json import check
+from tests.service.allocations.making import dispatched, running_pilot
 
 
 def allocation(cli: Cli, id: str, nodes: int = 1, wall_time: int = 3600) -> None:
@@ -58,6 +65,25 @@ def test_what_would_be_given_up(cli: Cli) -> None:
         assert list_allocations(conn)[0].cancel_requested is None
 
 
+def test_idle_nodes_that_would_be_given_back(cli: Cli) -> None:
+    id = running_pilot(cli.store, cli.site)
+    dispatched(cli.store, "task01", "p1", running=True)
+    idle = {"n1": cli.store.clock() - cli.site.settings.packing.release_after}
+    with cli.store.write() as conn:
+        update_pilot(conn, "p1", (PilotState.LIVE,), idle_nodes=idle)
+    plain = cli.json("pack", "--dry-run")
+    check("plan", plain)
+    assert plain["release"] == [
+        {"allocation": id, "queue": "local", "wall_time": 300, "nodes": ["n1"]}
+    ]
+    output = cli("pack", "--dry-run").stdout
+    assert "give back" in output
+    assert "nothing that waits could use them: n1" in output
+    with cli.store.read() as conn:
+        [pilot] = list_pilots(conn)
+    assert pilot.giving_back is None
+
+
 def test_what_must_wait_and_why(cli: Cli) -> None:
     rewrite(cli, "packing", "max_allocations = 1", "budget = 10")
     allocation(cli, "alloc1", wall_time=60)
@@ -96,3 +122,9 @@ def test_without_dry_run_it_says_who_packs(cli: Cli) -> None:
 def test_settings_that_cannot_be_used(cli: Cli, line: str, words: str) -> None:
     rewrite(cli, "packing", line)
     assert words in cli.refused("pack", "--dry-run")
+
+
+def test_a_queue_whose_jobs_the_machine_is_too_small_for(cli: Cli) -> None:
+    rewrite(cli, "queues.local", "min_nodes = 99", "max_nodes = 99")
+    for command in (("pack", "--dry-run"), ("ls",), ("submit", "--", "true")):
+        assert "queues.local.min_nodes is 99: local.nodes is" in cli.refused(*command)

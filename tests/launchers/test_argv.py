@@ -16,7 +16,7 @@ from balsam_celery.launchers.srun import Srun
 from balsam_celery.launchers.template import NoLauncher, Template
 
 SLURM = Remote(slurm=True)
-PBS = Remote(tmrsh="/opt/pbs/bin/pbs_tmrsh")
+PBS = Remote(tmrsh="/opt/pbs pro/bin/pbs_tmrsh")
 RANKS = Ranks(
     argv=("prog", "arg"),
     nodes=("n3", "n1"),
@@ -64,11 +64,12 @@ def test_mpich_under_pbs_starts_all_ranks_by_the_task_manager() -> None:
     launch = Hydra("m", remote=PBS).launch(RANKS)
     assert "-launcher rsh -launcher-exec /bin/sh -hosts" in " ".join(launch.argv)
     assert launch.environment == {
-        "HYDRA_LAUNCHER_EXTRA_ARGS": " ".join(PBS.agent[1:]),
+        "HYDRA_LAUNCHER_EXTRA_ARGS": ".balsam-t1.1.rsh",
         "HYDRA_LAUNCHER_AUTOFORK": "0",
     }
-    assert PBS.agent[1].endswith("/tmrsh.sh")
-    assert PBS.agent[2] == "/opt/pbs/bin/pbs_tmrsh"
+    assert launch.files[".balsam-t1.1.rsh"].endswith(
+        """exec '/opt/pbs pro/bin/pbs_tmrsh' "$host" /bin/sh -c "$*"\n"""
+    )
 
 
 def test_intel_mpi() -> None:
@@ -86,7 +87,8 @@ def test_intel_mpi() -> None:
     }
     pbs = IntelHydra("m", remote=PBS).launch(RANKS)
     assert pbs.argv[:5] == ("m", "-bootstrap", "rsh", "-bootstrap-exec", "/bin/sh")
-    assert pbs.environment["I_MPI_HYDRA_BOOTSTRAP_EXEC_EXTRA_ARGS"] == " ".join(PBS.agent[1:])
+    assert pbs.environment["I_MPI_HYDRA_BOOTSTRAP_EXEC_EXTRA_ARGS"] == ".balsam-t1.1.rsh"
+    assert list(pbs.files) == [".balsam-t1.1.rsh"]
     assert line(IntelHydra("m"), VIRTUAL) == (
         "m -bootstrap fork -genvall -hosts localhost -ppn 4 -n 4 prog arg"
     )
@@ -106,8 +108,10 @@ def test_open_mpi_4() -> None:
     slurm = OpenMpi("m", remote=SLURM).launch(RANKS)
     assert slurm.step == "t1.1"
     assert slurm.environment["OMPI_MCA_plm_slurm_args"] == f"{STEP} --job-name=t1.1 --mpi=none"
-    pbs = OpenMpi("m", remote=PBS).launch(RANKS).environment
-    assert pbs["OMPI_MCA_plm_rsh_agent"] == " ".join(PBS.agent)
+    launch = OpenMpi("m", remote=PBS).launch(RANKS)
+    pbs = launch.environment
+    assert pbs["OMPI_MCA_plm_rsh_agent"] == "/bin/sh .balsam-t1.1.rsh"
+    assert list(launch.files) == [".balsam-t1.1.rsh"]
     assert pbs["OMPI_MCA_plm_rsh_no_tree_spawn"] == "1"
 
 
@@ -122,7 +126,7 @@ def test_open_mpi_5() -> None:
     slurm = OpenMpi("m", remote=SLURM, major=5).launch(RANKS).environment
     assert slurm["PRTE_MCA_plm_slurm_args"] == f"{STEP} --job-name=t1.1 --mpi=none"
     pbs = OpenMpi("m", remote=PBS, major=5).launch(RANKS).environment
-    assert pbs["PRTE_MCA_plm_ssh_agent"] == " ".join(PBS.agent)
+    assert pbs["PRTE_MCA_plm_ssh_agent"] == "/bin/sh .balsam-t1.1.rsh"
 
 
 def test_srun() -> None:
@@ -197,6 +201,13 @@ def test_a_template_is_filled() -> None:
     launch = Template(("run", "--file={hostfile}", "{{x}}", "{command}")).launch(RANKS)
     assert launch.argv == ("run", "--file=.balsam-t1.1.hosts", "{x}", "prog", "arg")
     assert launch.files == {".balsam-t1.1.hosts": "n3\nn1\n"}
+
+
+def test_a_template_may_know_how_ranks_survive() -> None:
+    words = ("run", "{command}", "end")
+    known = Template(words, ("-v",), survival=("--no-abort", "{x}"))
+    assert known.launch(SURVIVORS).argv == ("run", "--no-abort", "{x}", "-v", "prog", "arg", "end")
+    assert known.launch(RANKS).argv == ("run", "-v", "prog", "arg", "end")
 
 
 @pytest.mark.parametrize(

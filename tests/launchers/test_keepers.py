@@ -14,6 +14,7 @@ from balsam_celery import procs, site
 from balsam_celery.errors import SettingsError
 from balsam_celery.launchers import Launcher, find_launcher
 from balsam_celery.launchers.others import Jsrun
+from balsam_celery.launchers.template import Template
 from balsam_celery.outer import clean_environment
 from balsam_celery.pilot.context import PilotContext
 from balsam_celery.pilot.starting import NodeStart
@@ -112,3 +113,30 @@ def test_starts_at_the_same_time_have_files_of_their_own(tmp_path: Path) -> None
         assert start.ended(status[1]) == "exit status 0"
         # no more than the smaller node has
         assert start.last_line == f"rank: 0: {{ host: {node.name}; cpu: {{0-1}} }}"
+
+
+@pytest.mark.parametrize(
+    ("table", "stays", "first"),
+    [
+        ("", True, "python"),
+        ('template_stays = false\ntemplate_survival = ["--go-on"]', False, "--go-on python"),
+    ],
+)
+def test_ranks_that_start_keepers_stay_unless_a_site_knows_better(
+    tmp_path: Path, table: str, stays: bool, first: str
+) -> None:
+    """Nothing is known of a launcher that a template describes: it may end what its ranks leave."""
+    nodes = (NodeCapacity("n1", (0,)), NodeCapacity("n2", (0,)))
+    context = pilot(tmp_path, "python", *nodes)
+    run = script(tmp_path / "run", 'echo "$*"')
+    file = context.site.directory / "site.toml"
+    text = f'[launcher]\nkind = "template"\ntemplate = ["{run}", "{{command}}"]\n{table}\n'
+    file.write_text(file.read_text() + text)
+    launcher = find_launcher(site.find(context.site.directory).settings.launcher)
+    assert isinstance(launcher, Template)
+    start = NodeStart(context, launcher, ["n1", "n2"], again=False, within=60)
+    status = wait_until(lambda: ended(start.pid), what="it has ended")
+    assert start.ended(status[1]) == "exit status 0"
+    assert start.stays is stays
+    assert start.last_line.startswith(f"{first} -m balsam_celery.pilot.node ")
+    assert ("--stay" in start.last_line.split()) is stays

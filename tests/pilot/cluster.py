@@ -36,6 +36,7 @@ _LAUNCHER = """
 [launcher]
 kind = "template"
 template = [%s]
+template_stays = false
 """
 MPIEXEC = str(Path(sys.executable).with_name("mpiexec"))
 

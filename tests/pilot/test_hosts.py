@@ -56,7 +56,6 @@ def test_eight_nodes(head: Service) -> None:
     assert [last.reason for last in head.all(PilotEnded)] == ["SIGTERM received"]
 
 
-@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_sixty_four_nodes(tmp_path: Path, redis_server: RedisServer) -> None:
     """All keepers and workers come on this one machine, run what they are sent, and go."""

@@ -6,12 +6,14 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from balsam_celery import keys, procs, wire
+from balsam_celery.cutoff import over_after
 from balsam_celery.pilot.channel import Channel, ChannelBroken
 from balsam_celery.pilot.link import Drain, Hello, Invitation, encode
 from balsam_celery.resources import NodeCapacity
@@ -96,15 +98,17 @@ def test_a_node_that_cannot_be_started_again(cluster: Cluster, head: Service, pi
     cluster.cut("n2")
     # what is behind a broken network lives on, and nobody hears of it
     procs.send(worker, signal.SIGSTOP)
+    cut = time.monotonic()
     procs.send(keeper, signal.SIGKILL)
     wait_until(lambda: lost(head) == [("n2", False, False)], 90, "the node is lost")
     assert not [one for one in head.all(Ended) if one.id == "on-n2"]
     others_go_on(pilot, "n0", "n1")
-    # now the node is gone, as the scheduler knows
-    _end_node(pilot, worker)
+    # now the scheduler gives it up, and it ends what it runs in the time that it has for that
     order = wire.encode(PilotOrder("lose", "node n2 is down", "n2"))
     head.client.rpush(keys.control(head.prefix, pilot.id), order)
-    assert head.ended("on-n2").outcome == "lost"
+    _end_node(pilot, worker)
+    assert head.ended("on-n2", timeout=60).outcome == "lost"
+    assert time.monotonic() > cut + over_after(1, closed=True)
     wait_until(lambda: lost(head)[1:] == [("n2", False, True)], 20, "that is told")
     pilot.process.send_signal(signal.SIGTERM)
     assert pilot.wait_ended() == 0
@@ -124,6 +128,22 @@ def test_the_scheduler_takes_a_node(head: Service, pilot: Pilot) -> None:
     told = [("n1", False, False), ("n1", False, True)]
     wait_until(lambda: lost(head) == told, 30, "the loss is told, first that nothing starts there")
     assert not procs.alive(worker)
+    others_go_on(pilot, "n0", "n2")
+
+
+def test_the_scheduler_takes_a_node_whose_keeper_hangs(head: Service, pilot: Pilot) -> None:
+    """As when an administrator sets a node down that works on: its word is no proof."""
+    keeper = pilot.identity_of("n1.keeper")
+    procs.send(keeper, signal.SIGSTOP)
+    order = wire.encode(PilotOrder("lose", "it was set down", "n1"))
+    head.client.rpush(keys.control(head.prefix, pilot.id), order)
+    silent = [("n1", False, False)]
+    wait_until(lambda: lost(head) == silent, 30, "nothing more starts there")
+    wait_until(lambda: "no word for 60 s" in log_of(pilot), 90, "its keeper is given up")
+    assert lost(head) == silent
+    assert not [one for one in head.all(Ended) if one.id == "on-n1"]
+    procs.send(keeper, signal.SIGCONT)
+    assert head.ended("on-n1").outcome == "lost"
     others_go_on(pilot, "n0", "n2")
 
 

@@ -10,10 +10,13 @@ from hypothesis import strategies as st
 
 from balsam_celery.decisions import Line, PackingDecision
 from balsam_celery.lanes import Held, Lanes, lanes
+from balsam_celery.ledger import Ledger
 from balsam_celery.limits import Policy, Queue
 from balsam_celery.nodefree import NodeFree
 from balsam_celery.packing import pack
+from balsam_celery.placement import Candidate, place
 from balsam_celery.plans import Demand, Existing
+from balsam_celery.pouring import Block
 from balsam_celery.resources import NodeCapacity, Resources
 from balsam_celery.wire import decode, encode
 from tests.planning.values import node, resources
@@ -31,6 +34,14 @@ HOGS = {
     "packing": Resources(ranks_per_node=1, node_packing_count=1, threads_per_rank=16),
     "cores": Resources(ranks_per_node=16),
 }
+
+
+KINDS = (
+    node("", 4),
+    node("", 4, gpus=2),
+    node("", 8, gpus=1, memory=10),
+    node("", 2, memory=20, licences=2),
+)
 
 
 def holding(wanted: Resources, on: NodeCapacity = NODE) -> NodeFree:
@@ -136,3 +147,30 @@ def test_a_decision_that_tells_of_cores_alone_can_be_read() -> None:
     text = encode(line)
     assert new in text
     assert decode(Line, text.replace(new, "")) == line
+
+
+@given(st.lists(st.sampled_from(KINDS), min_size=1, max_size=5), resources())
+def test_of_nodes_that_differ_each_counts_for_what_it_has(
+    kinds: list[NodeCapacity], wanted: Resources
+) -> None:
+    nodes = [replace(kind, name=f"n{place}") for place, kind in enumerate(kinds)]
+    each = lanes(map(NodeFree.of, nodes), [], like=nodes[0])
+    block = Block.of(Existing("a", "q", "running", len(nodes), HOUR, nodes[0], each), POLICY)
+    tasks = [Candidate(f"t{number:03}", 1, wanted, 60, 5) for number in range(100)]
+    ledger = Ledger.empty().add_pilot("a", nodes, HOUR)
+    started = len(place(ledger, tasks, 0.0).placements)
+    demand = Demand(wanted, 60, 100)
+    assert block.row(demand) == started
+    assert block.fits(demand) == bool(started)
+
+
+def test_what_only_some_nodes_of_a_pilot_have_is_neither_missed_nor_counted_on() -> None:
+    bare, gpus = replace(NODE, gpus=(), name="bare"), replace(NODE, name="gpus")
+    for first in (bare, gpus):
+        nodes = [first, *(one for one in (bare, gpus, bare) if one is not first)][:3]
+        each = lanes(map(NodeFree.of, nodes), [], like=first)
+        there = Existing("a", "q", "running", 3, 23 * HOUR, first, each, idle_for=600.0)
+        on_one = pack([Demand(ALL_GPUS, 600, 1)], [QUEUE], [there], POLICY)
+        assert (on_one.requests, on_one.drain) == ((), ())
+        on_all = pack([Demand(replace(ALL_GPUS, num_nodes=3), 600, 1)], [QUEUE], [there], POLICY)
+        assert [request.nodes for request in on_all.requests] == [3]

@@ -50,6 +50,19 @@ def test_limits_are_kept(case: Case) -> None:
 
 @some
 @given(cases())
+def test_no_more_are_to_start_at_once_than_may_run(case: Case) -> None:
+    """One more where one that runs is drained for it."""
+    plan = case.pack()
+    cleared = {note.id for note in plan.notes if note.code == "in-the-way"}
+    for queue in case.queues:
+        mine = [a for a in case.existing if a.queue == queue.name and a.state == "running"]
+        starting = sum(one.queue == queue.name and one.code == "window" for one in plan.requests)
+        makes_room = any(one.id in cleared for one in mine)
+        assert not starting or starting + len(mine) <= queue.max_running + makes_room
+
+
+@some
+@given(cases())
 def test_the_budget_is_kept(case: Case) -> None:
     plan = case.pack()
     charged = sum(request.nodes * request.wall_time for request in plan.requests)

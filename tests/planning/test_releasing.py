@@ -101,7 +101,7 @@ def existing(pilot: PilotFree, idle_for: float, likely: float) -> Existing:
         for one in pilot.holdings.values()
     ]
     quiet = {n.capacity.name: idle_for for n in pilot.nodes if not n.lost and not n.holders}
-    each = lanes(pilot.nodes, held, quiet)
+    each = lanes(pilot.nodes, held, quiet, pilot.node(0).capacity)
     return Existing(
         pilot.id,
         "q",

@@ -3,6 +3,18 @@
 Run as ``python fake_pbs.py STATE COMMAND ARGUMENTS``. What it prints are captured answers with the
 values of its own jobs put in. A job is started by a process of its own (the command ``mom``), in
 the home directory, with the environment that PBS gives and a login shell's PATH.
+
+Two things were not captured, and follow what is documented:
+
+- Nodes that are lost. What is said of them was captured (``nodefail-*``, ``pbsnodes-json-down``:
+  the job stays R, with all its nodes), but not for how long: the first node's MoM ends a job after
+  some minutes (``PBS_MAX_POLL_DOWNTIME`` in OpenPBS's ``src/include/job.h``), unless it has
+  ``tolerate_node_failures=all`` (design PP-928 of PBS Pro). Here it does so at once. ``pbs_tmrsh``
+  to such a node ends with 255 (``src/cmds/pbs_tmrsh.c``); its words are a guess.
+- Nodes that are given back (design PP-339, "node ramp down"; OpenPBS's ``pbs_release_nodes.c``, and
+  ``src/server/vnparse.c`` for refusals): never those of the first host, and none at all if one is
+  not the job's. The job loses them in ``exec_host`` and ``exec_vnode``, and what it runs there
+  ends. The node file stays as it was when the job began, as nothing says otherwise.
 """
 
 from __future__ import annotations
@@ -31,7 +43,8 @@ NODES = [f"pbs{number}" for number in range(1, 9)]
 KILL_DELAY = 1.0
 
 #: As ``pbs_tmrsh`` starts a process on one of its job's nodes: by the name in the node file, with
-#: the job's environment, in the home directory; its output goes to the job's.
+#: the job's environment, in the home directory; its output goes to the job's. By FAKE_PBS_HOST the
+#: fake knows what runs "on" a node.
 TMRSH = """\
 #!/bin/bash
 host=$1
@@ -40,14 +53,26 @@ if [ -z "$PBS_ENVIRONMENT" ] || [ -z "$PBS_JOBID" ] || ! grep -qFx "$host" "$PBS
     echo "pbs_tmrsh: host \\"$host\\" is not a node in job <$PBS_JOBID>" >&2
     exit 255
 fi
+lost=${PBS_NODEFILE%/*}/$host.lost
+if [ -e "$lost" ]; then
+    echo "pbs_tmrsh: tm_poll(spawn): host \\"$host\\" err TM_SUCCESS 15010" >&2
+    exit 255
+fi
 cd || exit
 (
     for file in /proc/self/fd/*; do
         [ "${file##*/}" -gt 2 ] && eval "exec ${file##*/}>&-"
     done
     exec env -i HOME="$HOME" PATH=/usr/local/bin:/usr/bin:/bin PBS_ENVIRONMENT=PBS_BATCH \\
-        PBS_JOBID="$PBS_JOBID" PBS_NODEFILE="$PBS_NODEFILE" setsid --wait "$@" >/dev/null 2>&1
+        PBS_JOBID="$PBS_JOBID" PBS_NODEFILE="$PBS_NODEFILE" FAKE_PBS_HOST="$PBS_JOBID/$host" \\
+        setsid --wait "$@" >/dev/null 2>&1
 )
+status=$?
+if [ -e "$lost" ]; then
+    echo "pbs_tmrsh: tm_poll(obit): host \\"$host\\" err TM_SUCCESS 15010" >&2
+    exit 255
+fi
+exit $status
 """
 
 Job = dict[str, Any]
@@ -78,12 +103,46 @@ class Fake:
         path = self.state / f"{id.partition('.')[0]}.job"
         return json.loads(path.read_text()) if path.exists() else None
 
+    def free(self) -> list[str]:
+        """Nodes that no job has and that are there."""
+        taken = {node for job in self.jobs() if job["state"] == "R" for node in job["nodes"]}
+        return [node for node in NODES if node not in taken and self.lost(node) is None]
+
+    def lost(self, node: str) -> float | None:
+        """When the node was lost, ``None`` while it is there."""
+        path = self.state / f"{node}.lost"
+        return float(path.read_text()) if path.exists() else None
+
+    def lose(self, node: str, ago: float = 0.0) -> None:
+        """A node has no power any more; the server has known that for ``ago`` seconds.
+
+        It is not the first one of a job.
+        """
+        new = self.state / f"{node}.losing"
+        new.write_text(str(time.time() - ago))
+        new.replace(new.with_suffix(".lost"))
+        self.end_on(node)
+        with self.locked():
+            for job in self.jobs():
+                if job["state"] != "R" or node not in job["nodes"]:
+                    continue
+                assert node != job["nodes"][0]
+                if not job["tolerant"]:
+                    self.save({**job, "deleted": True})
+
+    def end_on(self, node: str, job: str = "") -> None:
+        """End at once what jobs, or one of them, have started on a node by ``pbs_tmrsh``."""
+        numbers = [job] if job else [str(one["number"]) for one in self.jobs()]
+        marks = frozenset(f"FAKE_PBS_HOST={number}.{SERVER}/{node}" for number in numbers)
+        procs.end(procs.Quarry(marks=marks), grace=0)
+
 
 def main(argv: list[str]) -> int:
     fake = Fake(Path(argv[0]))
     command, arguments = argv[1], argv[2:]
     if command != "mom" and (fake.state / "down").exists():
-        return replay(f"err-serverdown-{'qstat' if command == 'qselect' else command}")
+        captured = command if command in ("qsub", "qdel", "pbsnodes") else "qstat"
+        return replay(f"err-serverdown-{captured}")
     with fake.locked() if command != "mom" else contextlib.nullcontext():
         return {
             "qsub": qsub,
@@ -91,6 +150,7 @@ def main(argv: list[str]) -> int:
             "qselect": qselect,
             "qdel": qdel,
             "pbsnodes": pbsnodes,
+            "pbs_release_nodes": pbs_release_nodes,
             "mom": mom,
         }[command](fake, arguments)
 
@@ -125,7 +185,9 @@ def qsub(fake: Fake, arguments: list[str]) -> int:
         "number": number,
         "name": options["-N"],
         "script": script,
-        "nodes": NODES[:nodes],
+        # more jobs than nodes share them: what is waited for in a queue is not tested here
+        "nodes": (fake.free() + [node for node in NODES if fake.lost(node) is None])[:nodes],
+        "tolerant": options.get("-W") == "tolerate_node_failures=all",
         "cores": cores,
         "wall_time": options["walltime"],
         "queued": time.time(),
@@ -283,9 +345,41 @@ def pbsnodes(fake: Fake, arguments: list[str]) -> int:
     if arguments == ["-a", "-F", "json"]:
         return replay("pbsnodes-a-json-busy")
     assert arguments[:2] == ["-F", "json"], arguments
-    if arguments[2] not in NODES:
-        return replay("pbsnodes-unknown", nope=arguments[2])
-    return replay("pbsnodes-one-offline-json", pbs8=arguments[2])
+    name = arguments[2]
+    if name not in NODES:
+        return replay("pbsnodes-unknown", nope=name)
+    since = fake.lost(name)
+    if since is None:
+        return replay("pbsnodes-one-offline-json", pbs8=name)
+    told = json.loads((SAMPLES / "pbsnodes-json-down.out").read_text().replace("pbs7", name))
+    told["timestamp"] = int(time.time())
+    jobs = [f"{job['number']}.{SERVER}" for job in fake.jobs() if job["state"] == "R"]
+    told["nodes"][name] |= {"last_state_change_time": int(since), "jobs": jobs}
+    print(json.dumps(told, indent="\t"))
+    return 0
+
+
+def pbs_release_nodes(fake: Fake, arguments: list[str]) -> int:
+    option, id, *nodes = arguments
+    assert option == "-j", arguments
+    assert nodes, arguments
+    job = fake.load(id)
+    if job is None or job["state"] != "R":
+        print(f"pbs_release_nodes: Request invalid for state of job {id}", file=sys.stderr)
+        return 15016 % 256
+    head, *others = job["nodes"]
+    if head in nodes:
+        words = f"Can't free '{head}' since it's on a primary execution host"
+    elif missing := [node for node in nodes if node not in others]:
+        words = f"node(s) requested to be released not part of the job: {' '.join(missing)}"
+    else:
+        job["nodes"] = [node for node in job["nodes"] if node not in nodes]
+        fake.save(job)
+        for node in nodes:
+            fake.end_on(node, str(job["number"]))
+        return 0
+    print(f"pbs_release_nodes: {words}", file=sys.stderr)
+    return 15010 % 256
 
 
 if __name__ == "__main__":

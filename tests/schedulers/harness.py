@@ -92,6 +92,13 @@ class Harness(ABC):
     def unavailable(self) -> AbstractContextManager[Scheduler]:
         """An adapter whose scheduler does not answer within this context."""
 
+    #: Tells whether :meth:`lose` can be called.
+    loses_nodes: ClassVar[bool] = False
+
+    def lose(self, node: str) -> None:
+        """Take a node away under its jobs, so that the scheduler has given it up now or soon."""
+        raise NotImplementedError
+
     #: An id of the scheduler's form that no job has had.
     unknown_id: ClassVar[str]
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from balsam_celery.cutoff import over_after
 from balsam_celery.schedulers.base import JobRequest, Scheduler
 from balsam_celery.settings import (
     DatabaseSettings,
@@ -20,7 +21,7 @@ from tests.schedulers import fake_pbs, scripts
 from tests.schedulers.harness import SECRET, Harness
 from tests.waiting import wait_until
 
-COMMANDS = ("qsub", "qstat", "qselect", "qdel", "pbsnodes")
+COMMANDS = ("qsub", "qstat", "qselect", "qdel", "pbsnodes", "pbs_release_nodes")
 
 
 class PbsHarness(Harness):
@@ -28,6 +29,7 @@ class PbsHarness(Harness):
 
     kind = "pbs"
     unknown_id = "99999.pbsserver"
+    loses_nodes = True
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -56,6 +58,7 @@ class PbsHarness(Harness):
         options = (
             *(f"-N {request.name}", f"-q {queue}", f"-l select={nodes}:ncpus=4"),
             *("-l place=scatter:excl", "-l walltime=00:05:00", "-r n", "-j oe", "-V"),
+            "-W tolerate_node_failures=all",
         )
         return scripts.write_script(request, "\n".join(f"#PBS {option}" for option in options))
 
@@ -80,6 +83,10 @@ class PbsHarness(Harness):
             yield self.scheduler
         finally:
             down.unlink()
+
+    def lose(self, node: str) -> None:
+        """PBS has known it for long enough."""
+        self.fake.lose(node, ago=over_after(self.settings().site.kill_grace))
 
     def stop(self) -> None:
         os.environ["PATH"] = self._path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -189,6 +190,42 @@ def test_a_pilot_learns_its_nodes(harness: Harness) -> None:
     told = harness.scheduler.jobs([native_id])[native_id]
     assert not told.nodes or set(told.nodes) == {node.name for node in inside.nodes}
     assert harness.scheduler.down_nodes([node.name for node in inside.nodes]) == frozenset()
+
+
+def test_a_node_of_a_running_job_is_given_back_and_again(harness: Harness) -> None:
+    if not harness.scheduler.capabilities.releases_nodes:
+        pytest.skip("its jobs keep their nodes")
+    request = harness.request(nodes=2)
+    native_id = harness.scheduler.submit(request)
+    head, other = (
+        node.name for node in harness.scheduler.inside(harness.environment(request)).nodes
+    )
+    harness.scheduler.release(native_id, [other], [head])
+    with contextlib.suppress(SchedulerUnavailable):  # another answer is no harm
+        harness.scheduler.release(native_id, [other], [head])
+
+    def is_back() -> bool:
+        told = harness.scheduler.jobs([native_id])[native_id]
+        assert told.state is RUNNING
+        return other not in told.nodes
+
+    wait_until(is_back, 30, "the job goes on without it")
+    harness.finish(request)
+    harness.wait_for(native_id, ENDED)
+
+
+def test_a_node_is_lost_under_a_job_that_goes_on(harness: Harness) -> None:
+    if not harness.loses_nodes:
+        pytest.skip("its harness takes no node away")
+    request = harness.request(nodes=2)
+    native_id = harness.scheduler.submit(request)
+    nodes = [node.name for node in harness.scheduler.inside(harness.environment(request)).nodes]
+    harness.lose(nodes[1])
+    scheduler = harness.scheduler
+    wait_until(lambda: scheduler.down_nodes(nodes) == {nodes[1]}, 60, "it is given up")
+    assert harness.scheduler.jobs([native_id])[native_id].state is RUNNING
+    harness.finish(request)
+    harness.wait_for(native_id, ENDED)
 
 
 def test_outside_a_job_there_is_nothing_inside(harness: Harness) -> None:

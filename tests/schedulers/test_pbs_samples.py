@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from balsam_celery.pilot import crew, link
+from balsam_celery import cutoff
 from balsam_celery.schedulers import pbs_commands, pbs_jobs, pbs_nodes, pbs_queues
 from balsam_celery.schedulers.base import Job, JobState
 from balsam_celery.schedulers.pbs_jobs import Unreadable
@@ -287,8 +287,9 @@ def test_a_node_unknown_to_a_server_that_was_started_again_counts_from_our_own_l
 
 @pytest.mark.parametrize("grace", [0, 5, 300])
 def test_a_node_that_lost_its_pilot_has_ended_all_before_it_is_given_up(grace: int) -> None:
-    takes = link.SILENCE + grace + crew.STOP_SLACK + grace
-    assert pbs_nodes.down_after(grace) >= takes + 30
+    takes = cutoff.SILENCE + grace + cutoff.STOP_SLACK + 2 * grace
+    assert cutoff.over_after(grace) >= takes + 30
+    assert cutoff.over_after(grace, closed=True) >= takes - cutoff.SILENCE + 30
 
 
 @pytest.mark.parametrize("state", ["free", "offline", "job-busy", "stale,down", "stale"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import replace
 
 import pytest
@@ -10,12 +11,15 @@ from sqlalchemy import update
 
 from balsam_celery.ledger import Ledger
 from balsam_celery.lookahead import LookAhead
-from balsam_celery.resources import NodeShare
+from balsam_celery.placement import place as place_all
+from balsam_celery.resources import NodeCapacity, NodeShare
 from balsam_celery.service import place, specs, window
+from balsam_celery.service.estimates import Estimates
 from balsam_celery.service.requests import request_kill
 from balsam_celery.states import State
-from balsam_celery.store import allocations, schema
+from balsam_celery.store import allocations, scans, schema, standing
 from balsam_celery.store.engine import Store
+from balsam_celery.store.queries import get_task
 from balsam_celery.store.rows import PilotState
 from balsam_celery.store.schema import task as task_table
 from tests.service.acting import LIMITS, add_pilot, attempts_of, ended, start, started, tell
@@ -152,6 +156,101 @@ def test_what_has_aged_is_found_behind_any_number_of_others(
     assert first(math.inf).startswith("n")
     assert first(60.0).startswith("n")
     assert first(30.0) == "old000"
+
+
+def test_the_first_of_all_is_seen_behind_older_ones_of_less_priority(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever has aged how much: each of several pilots gets the first of what is left."""
+    monkeypatch.setattr(window, "WINDOW", 5)
+    add_pilot(store, (1,), id="one")
+    add_pilot(store, (1,), id="two")
+    add(store, *(program(f"a{number:05}", priority=-9) for number in range(150)))
+    add(store, *(program(f"b{number:05}", priority=2) for number in range(3)))
+    add(store, *(program(f"c{number:05}", priority=3) for number in range(20)))
+    for kind, age in (("a", 400), ("b", 200)):
+        _make_older(store, f"{kind}%", age)
+    limits = replace(LIMITS, ageing=100.0)
+    with store.read() as conn:
+        ledger = place.rebuild(conn, limits)
+        rules = window.Rules(limits.kill_grace, limits.ageing)
+        decided = window.decide(conn, ledger, rules, store.clock()).decided
+    assert [one.id for one in decided.placements] == ["b00000", "b00001"]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_other_task_goes_before_those_in_the_window(
+    store: Store, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    monkeypatch.setattr(window, "WINDOW", 10)
+    draw = random.Random(seed)
+    add_pilot(store, (1, 1, 1, 1))
+    for group in range(60):
+        priority = draw.randrange(-12, 1)
+        age = -80 * priority + draw.randrange(300)
+        tasks = [
+            program(
+                f"t{group:02}{number:03}",
+                num_nodes=draw.randrange(1, 5),
+                priority=priority,
+            )
+            for number in range(10)
+        ]
+        add(store, *tasks, now=store.clock() - age)
+    limits = replace(LIMITS, ageing=100.0)
+    with store.read() as conn:
+        ledger = place.rebuild(conn, limits)
+        rules = window.Rules(limits.kill_grace, limits.ageing)
+        looked = window.decide(conn, ledger, rules, store.clock())
+        every = window.candidates_of(
+            scans.placeable(conn, now=store.clock(), limit=999), limits.kill_grace, 999, Estimates()
+        )
+    [first, *_] = place_all(ledger, every.values(), store.clock(), ageing=100.0).placements
+    assert looked.decided.placements[0].id == first.id
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_told_to_go_before_a_task_is_what_placement_starts_before_it(
+    store: Store, seed: int
+) -> None:
+    """Where all that waits fits, the place among what starts is the count of those before."""
+    draw = random.Random(seed)
+    for group in range(6):
+        tasks = [
+            program(
+                f"t{group:02}{number:03}",
+                num_nodes=draw.randrange(1, 3),
+                ranks_per_node=draw.randrange(1, 3),
+                threads_per_rank=draw.randrange(1, 5),
+                threads_per_core=draw.randrange(1, 3),
+                node_packing_count=draw.choice([None, 1, 2]),
+                wall_time=draw.choice([60, 90]),
+                priority=draw.randrange(3),
+            )
+            for number in range(12)
+        ]
+        add(store, *tasks, now=store.clock() - draw.randrange(400))
+    now, ageing = store.clock(), 100.0
+    nodes = tuple(NodeCapacity(f"n{n}", tuple(range(8))) for n in range(150))
+    ledger = Ledger.empty().add_pilot("all", nodes, now + 1e6)
+    with store.read() as conn:
+        every = window.candidates_of(
+            scans.placeable(conn, now=now, limit=999), LIMITS.kill_grace, 999, Estimates()
+        )
+        first = [one.id for one in place_all(ledger, every.values(), now, ageing=ageing).placements]
+        assert len(first) == 72
+        for count, id in enumerate(first):
+            told = standing.ahead(conn, get_task(conn, id), window.SHAPE, now=now, ageing=ageing)
+            assert told.total == count
+
+
+def _make_older(store: Store, like: str, seconds: float) -> None:
+    created = task_table.c.created - seconds
+    store.run(
+        lambda conn: conn.execute(
+            task_table.update().where(task_table.c.id.like(like)).values(created=created)
+        )
+    )
 
 
 def test_short_tasks_are_sent_ahead_and_taken_back(store: Store) -> None:

@@ -21,7 +21,7 @@ from tests.service.rows import NOW, allocation_row, attempt_row, pilot_row, task
 S, A = State, AllocationState
 SHARES = [{"node": "n0", "cores": [0], "gpus": []}, {"node": "n1", "cores": [0], "gpus": []}]
 QUEUED = allocation_row(A.QUEUED, reason="Priority")
-AHEAD = Ahead(higher=12, wider=1, older=4, of_shape=5)
+AHEAD = Ahead(higher=12, wider=1, larger=2, older=4, of_shape=5)
 PAUSE = Pause(NOW + 120, 3, "Invalid account")
 
 
@@ -97,7 +97,7 @@ TABLE: dict[str, tuple[TaskFacts, str, list[str]]] = {
         waits(fits=(pilot_row(),), ahead=AHEAD),
         "behind",
         ["slots in pilot p1 (allocation a1, until", "behind 12 tasks of higher priority,"
-         " 1 task over more nodes and 4 older tasks of its shape."],
+         " 1 task over more nodes, 2 tasks with more of each node and 4 older tasks."],
     ),
     "behind nothing that waits": (
         waits(fits=(pilot_row(),)), "behind", ["behind what runs there."],
@@ -119,6 +119,14 @@ TABLE: dict[str, tuple[TaskFacts, str, list[str]]] = {
         "queued", ["when it starts is not known: squeue: no answer in 30 s"],
     ),
     "late": (waits(planned=QUEUED, job=Job(NOW - 5)), "queued", ["any moment"]),
+    "queued behind its own": (
+        waits(planned=QUEUED, job=Job(full=2)),
+        "queued", ["(Priority); max_running of queue debug is 2, and as many run; the scheduler"],
+    ),
+    "asked for behind its own": (
+        waits(request=Request("debug", 2, 600, "because"), job=Job(full=2)),
+        "to-request", ["plans next; it has to wait, since max_running of queue debug is 2, and as"],
+    ),
     "starts up": (
         waits(planned=allocation_row(A.RUNNING, started=NOW - 10)),
         "starting-up", ["runs since", "(10s ago)", "its pilot has not registered yet"],

@@ -51,6 +51,10 @@ TABLE: dict[str, tuple[AllocationFacts, str, list[str]]] = {
          "(in 1m). It was asked for at", "(2m ago): 9 waiting tasks fill 2 nodes. 1 waiting",
          "1 waiting task is planned for it."],
     ),
+    "queued behind its own": (
+        facts(A.QUEUED, job=Job(full=4), planned=1),
+        "queued", ["queue; max_running of queue debug is 4, and as many run; the scheduler does"],
+    ),
     "never starts": (
         facts(A.QUEUED, row={"reason": "can never start: PartitionTimeLimit"}),
         "never-starts", ["It can never start: PartitionTimeLimit."],

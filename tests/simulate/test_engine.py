@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
 import pytest
@@ -19,7 +20,7 @@ from balsam_celery.simulate.planning import Planning
 from balsam_celery.simulate.runs import BASELINES, OURS, make
 from balsam_celery.simulate.state import State
 from balsam_celery.simulate.workload import Kind, Workload
-from tests.simulate.making import NODE, WHOLE, check, machine, workload
+from tests.simulate.making import WHOLE, check, machine, workload
 
 WHOLE_FOR_AN_HOUR = replace(WHOLE, wall_time=3600)
 
@@ -86,6 +87,17 @@ def test_every_task_ends_once_within_capacity(
     check(simulation)
     figures = measure(record, simulation.state.backlog.ready, work, where)
     assert figures.over_bound >= 1
+
+
+@settings(max_examples=30)
+@given(workloads(), machines, st.sampled_from([5_000.0, 20_000.0, 100_000.0]))
+def test_no_more_is_charged_than_the_budget(work: Workload, where: Machine, budget: float) -> None:
+    where = replace(where, policy=replace(where.policy, budget=budget))
+    simulation = Simulation(work, where, Planning(), 0, give_up=10 * 86400)
+    with contextlib.suppress(Stuck):  # it is not enough for all
+        simulation.run()
+    running = sum(one.reserved for one in simulation.state.allocations.values())
+    assert simulation.record.charged + running <= budget
 
 
 @settings(max_examples=10)
@@ -166,24 +178,6 @@ def test_a_planner_that_never_asks_is_stuck() -> None:
 
     with pytest.raises(Stuck, match="1 tasks are left after 1 days"):
         Simulation(workload(WHOLE, [1.0]), machine(), Lazy(), 0, give_up=86400).run()
-
-
-def test_the_bound_of_work_and_of_the_longest_path() -> None:
-    work = workload(WHOLE, [100.0] * 16)
-    assert lower_bound(work, machine(nodes=8)) == 200
-    assert lower_bound(work, machine(nodes=8), 4) == 400
-    chain = Workload((WHOLE,))
-    first = chain.add(0, 100.0, 50.0)
-    chain.add(0, 300.0, 0.0, [first])
-    assert lower_bound(chain, machine()) == 450
-    late = workload(WHOLE, [100.0] * 8)
-    for _ in range(16):
-        late.add(0, 100.0, 1000.0)
-    assert lower_bound(late, machine(nodes=8)) == 1200
-    # half a node each: a packed task counts its share
-    half = workload(replace(WHOLE, resources=Resources(threads_per_rank=2)), [100.0] * 32)
-    assert NODE.cores == (0, 1, 2, 3)
-    assert lower_bound(half, machine(nodes=8)) == 200
 
 
 def test_an_estimate_that_was_too_short_is_not_believed_twice() -> None:

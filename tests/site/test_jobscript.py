@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -149,6 +150,19 @@ def test_a_shell_runs_it(kind: str, tmp_path: Path) -> None:
     if kind != "local":
         assert umask == "0077"
     assert done.stderr == ""
+
+
+def test_a_directory_that_the_node_does_not_see_is_told(tmp_path: Path) -> None:
+    """A file system that is not mounted there: the pilot does not start somewhere else."""
+    site = make_site(tmp_path / "my 'site'", "pbs", "/bin/echo")
+    script = tmp_path / "job.sh"
+    script.write_text(render(site, wall_time=3600))
+    done = subprocess.run(["bash", script], cwd=tmp_path, capture_output=True, text=True)
+    directory = site.run_dir / "allocations" / ID
+    assert done.stdout == ""
+    why = f"no such directory on {os.uname().nodename}, or it may not be entered"
+    assert done.stderr == f"balsam: {directory}: {why}\n"
+    assert done.returncode == 1
 
 
 def test_own_template_extends_the_one_of_the_kind(tmp_path: Path) -> None:

@@ -22,6 +22,12 @@ def parse(kind: str, queue: dict[str, Any], **scheduler: Any) -> settings.Settin
         ("slurm", {}, {}, r"queues\.q\.cores_per_node is 0: give the cores"),
         ("slurm", QUEUE | {"min_nodes": 0}, {}, r"queues\.q\.min_nodes is 0: give 1 or more"),
         ("slurm", QUEUE | {"min_nodes": 2}, {}, r"queues\.q: min_nodes is above max_nodes"),
+        (
+            "local",
+            {"min_nodes": 9, "max_nodes": 9},
+            {},
+            r"queues\.q\.min_nodes is 9: local\.nodes is \d, so no job fits; give that or less",
+        ),
         ("pbs", QUEUE | {"directives": "-A x"}, {}, r"queues\.q\.directives .*list of strings"),
         ("local", {}, {"directives": ["-A x"]}, r"the local scheduler has no directives"),
         ("local", {"directives": ["-A x"]}, {}, r"queues\.q\.directives has '-A x'"),

@@ -93,7 +93,7 @@ def allocate(cluster: SlurmCluster, directory: Path, nodes: int) -> Iterator[All
 
 
 class Worker:
-    """A ``rank_worker`` and what it has said."""
+    """A ``rank_worker`` and what it has said; its pilot has the nodes ``others`` too."""
 
     def __init__(
         self,
@@ -102,6 +102,7 @@ class Worker:
         nodes: tuple[str, ...],
         kind: str = "srun",
         mpi: str = "pmi2",
+        others: tuple[str, ...] = (),
     ) -> None:
         # Open MPI's shared memory takes equal host names for one host
         options = '"--mca", "btl", "self,tcp"' if kind == "openmpi" else ""
@@ -113,7 +114,7 @@ class Worker:
         self.said: list[list[Any]] = []
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.process = subprocess.Popen(
-            [sys.executable, WORKER, str(site), str(allocation.variables), *nodes],
+            [sys.executable, WORKER, str(site), str(allocation.variables), *nodes, "/", *others],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -1,6 +1,7 @@
 """A pilot's worker without a pilot: runs and ends attempts, as told line by line on stdin.
 
-``rank_worker.py SITE ENVIRONMENT NODE…`` in a job whose environment is in that file. It reads
+``rank_worker.py SITE ENVIRONMENT NODE… [/ NODE…]`` in a job whose environment is in that file; the
+nodes behind ``/`` are of its pilot, and not its own. It reads
 ``["run", attempt]`` and ``["kill", id, number]`` and writes ``["started", id]``,
 ``["swept", brand, grace]`` and ``["ended", outcome]``. In place of the keepers of other nodes it
 sweeps this host, which is all of the test cluster.
@@ -48,12 +49,14 @@ def main(directory: str, variables: str, *names: str) -> None:
     become_subreaper()
     found = site.find(Path(directory))
     cores = tuple(sorted(os.sched_getaffinity(0)))
-    nodes = tuple(NodeCapacity(name, cores, pinned=True) for name in names)
+    own, _, others = " ".join(names).partition("/")
+    nodes = tuple(NodeCapacity(name, cores, pinned=True) for name in own.split())
+    rest = tuple(NodeCapacity(name, cores, pinned=True) for name in others.split())
     pilot = PilotContext(
         site=found,
         pilot="p1",
         allocation="a1",
-        nodes=nodes,
+        nodes=(*nodes, *rest),
         end_time=2e9,
         environment=inherited(os.environ, found.settings),
     )

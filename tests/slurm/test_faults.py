@@ -14,11 +14,10 @@ import pytest
 
 from balsam_celery import keys, procs
 from balsam_celery.pilot.ranks import step_name
-from balsam_celery.service.verdict import GONE_AFTER
 from balsam_celery.store import queries
 from balsam_celery.store.rows import AllocationState
 from tests import nasty
-from tests.acceptance.live import LiveSite
+from tests.acceptance.live import LiveSite, one_on_each_node, ran_twice
 from tests.slurm.live import (
     QUICK,
     allocation_of,
@@ -33,8 +32,6 @@ from tests.slurm_cluster import SlurmCluster
 from tests.waiting import wait_until
 
 MPI_SUM = str(Path(__file__).with_name("mpi_sum.py"))
-#: Lasts in its first attempt; each of its processes carries the task's mark.
-FIRST_LASTS = 'if [ "$BALSAM_ATTEMPT" = 1 ]; then exec sleep 600; fi'
 
 
 def processes_of(*ids: str) -> set[int]:
@@ -50,23 +47,6 @@ def deaf_over_two_nodes(live: LiveSite, pids: Path, *options: str) -> str:
     wait_until(lambda: pids.exists() and pids.read_text().count("\n") == 2, 120, "both ranks run")
     live.wait_for(id, "RUNNING")
     return id
-
-
-def one_on_each_node(live: LiveSite, nodes: int) -> dict[str, str]:
-    """Start a task that lasts on each node of one pilot; node → task."""
-    ids = live.submit(
-        "--array", f"1-{nodes}", "--node-packing-count", "1", "--", "/bin/sh", "-c", FIRST_LASTS
-    )
-    for id in ids:
-        live.wait_for(id, "RUNNING", timeout=120)
-    return {live.task(id).shares[0]["node"]: id for id in ids}  # type: ignore[index]
-
-
-def ran_twice(live: LiveSite, id: str) -> None:
-    """The task was cut short, which counts as no failure, and then succeeded."""
-    row = live.wait_for(id, "JOB_FINISHED", timeout=150)
-    assert row.attempt == 2
-    assert row.failures == 0
 
 
 def test_scancel_of_a_pilot(
@@ -198,6 +178,10 @@ def test_wall_time_over_with_tasks_running(
     assert {(one.outcome, one.allocation) for one in firsts} == {("drained", row.id)}
 
 
+#: Seconds for which the controller is away: twice what jobs may be missing (GONE_AFTER).
+AWAY = 60.0
+
+
 def test_a_controller_that_is_away_for_longer_than_jobs_may_be_missing(
     slurm_site: LiveSite, slurm_cluster: SlurmCluster
 ) -> None:
@@ -227,7 +211,7 @@ def test_a_controller_that_is_away_for_longer_than_jobs_may_be_missing(
         return failed[-1] - failed[0] if failed else 0.0
 
     try:
-        wait_until(lambda: away() > GONE_AFTER, 150, "polls have failed for that long")
+        wait_until(lambda: away() > AWAY, 180, "polls have failed for that long")
         (meanwhile,) = slurm_site.submit("--", "true")
         slurm_site.wait_for(meanwhile, "JOB_FINISHED")
         assert len(unknown()) >= before + 3, "it has asked again and again"

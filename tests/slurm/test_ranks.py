@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -12,7 +13,12 @@ from typing import Any
 
 import pytest
 
+from balsam_celery.launchers import Ranks, find_launcher
+from balsam_celery.outer import clean_environment, settings_before
+from balsam_celery.pilot.ranks import exported
 from balsam_celery.resources import GpuShare, NodeShare
+from balsam_celery.settings import LauncherSettings
+from tests.launchers.test_outer import USERS
 from tests.slurm.allocation import CORES, TASK, Allocation, Worker, allocate
 from tests.slurm_cluster import SlurmCluster
 
@@ -58,6 +64,25 @@ def rows(worker: Worker, name: str) -> list[Any]:
     return [json.loads(file.read_text()) for file in files]
 
 
+#: Writes down the whole environment of the second rank.
+SEEN_WHOLE = (
+    "import json, os, pathlib, sys\n"
+    "e = os.environ\n"
+    "if '1' == (e.get('OMPI_COMM_WORLD_RANK') or e.get('PMI_RANK') or e['SLURM_PROCID']):\n"
+    "    pathlib.Path(sys.argv[1]).write_text(json.dumps(dict(e)))\n"
+)
+
+
+def without_aside(environment: dict[str, str]) -> dict[str, str]:
+    """Without what tells of a process, and of the step's nodes in place of the job's."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if not name.startswith(("SLURM_", "HOST", "PWD", "OLDPWD", "TMPDIR", "XDG_", "SSH_"))
+        and name not in ("_", "SHLVL")
+    }
+
+
 def test_ranks_form_one_world_on_the_nodes_given(worker: Worker, kind: str) -> None:
     worker.run(TASK, *PROGRAM, ranks_per_node=2, environment=LIBRARY.get(kind, {}))
     found = rows(worker, TASK)
@@ -80,10 +105,19 @@ def test_srun_with_pmix(allocation: Allocation, tmp_path: Path) -> None:
             pytest.fail(message)
         pytest.skip(message)
     worker = Worker(allocation, tmp_path, ("n2", "n3", "n5"), "srun", "pmix")
+    environment = {**LIBRARY["openmpi"], "OMPI_MCA_btl": "self,tcp"}
+    # On a loaded machine Slurm's plugin (22.05) loses the end of a fence, in 2 of 70 runs: the
+    # ranks of one node wait in MPI_Init for their slurmstepd, which waits for nothing.
     try:
-        environment = {**LIBRARY["openmpi"], "OMPI_MCA_btl": "self,tcp"}
-        worker.run(TASK, *PROGRAM, ranks_per_node=2, environment=environment)
-        found = rows(worker, TASK)
+        for name in [f"{TASK}-{number}" for number in range(4)]:
+            worker.run(name, *PROGRAM, ranks_per_node=2, environment=environment)
+            try:
+                worker.ended(name, timeout=20)
+            except AssertionError:
+                worker.kill(name)
+                continue
+            break
+        found = rows(worker, name)
     finally:
         worker.close()
     assert [(row["rank"], row["size"]) for row in found] == [(rank, 6) for rank in range(6)]
@@ -171,6 +205,34 @@ def test_programs_may_launch_programs(worker: Worker, kind: str) -> None:
     assert [(row["rank"], row["size"]) for row in found] == [(rank, 4) for rank in range(4)]
     nodes = Counter(row["environment"]["SLURMD_NODENAME"] for row in found)
     assert nodes == {"n5": 2, "n8": 2}
+
+
+def test_only_what_the_launch_has_added_is_taken_from_keepers(
+    allocation: Allocation, tmp_path: Path, kind: str
+) -> None:
+    """The rank of another node than the launcher's, started as a node's keeper is."""
+    before = {**clean_environment(allocation.environment), **USERS}
+    told = {**before, **settings_before(before)}
+    launch = find_launcher(LauncherSettings(mpi="pmi2"), kind, told).launch(
+        Ranks(
+            argv=(sys.executable, "-c", SEEN_WHOLE, str(tmp_path / "seen")),
+            nodes=("n2", "n3"),
+            exports=exported(told),
+            name="keepers",
+            survives=True,
+            root=os.geteuid() == 0,
+        )
+    )
+    subprocess.run(
+        launch.argv,
+        env={**told, **launch.environment},
+        stdin=subprocess.DEVNULL,
+        cwd=tmp_path,
+        timeout=60,
+        check=True,
+    )
+    cleaned = clean_environment(json.loads((tmp_path / "seen").read_text()))
+    assert without_aside(cleaned) == without_aside(before)
 
 
 @pytest.mark.parametrize("kind", ["srun"])

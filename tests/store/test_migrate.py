@@ -107,7 +107,7 @@ def test_partial_indexes_are_in_the_database(url: str) -> None:
     }[make_url(url).get_backend_name()]
     with closing(Store.open(url)) as store, store.read() as conn:
         indexes = dict(iter(conn.execute(text(query))))
-    for name in ("placeable", "waiting_created", "on_pilot", "pending_step", "kill_requested"):
+    for name in ("placeable", "on_pilot", "pending_step", "kill_requested"):
         assert " WHERE " in indexes[f"ix_task_{name}"]
     assert "priority DESC" in indexes["ix_task_placeable"]
 

@@ -13,7 +13,10 @@
 #PBS -l filesystems=home:eagle
 
 umask 077
-cd /lustre/me/site/run/allocations/0a1b2c3d4e5f || exit
+if ! cd /lustre/me/site/run/allocations/0a1b2c3d4e5f 2>/dev/null; then
+  printf 'balsam: %s: no such directory on %s, or it may not be entered\n' /lustre/me/site/run/allocations/0a1b2c3d4e5f "$(uname -n)" >&2
+  exit 1
+fi
 exec >>job.out 2>&1
 export BALSAM_JOB_QUEUE=debug BALSAM_JOB_END=$(($(date +%s) + 3600))
 module use /soft/modulefiles

@@ -10,6 +10,7 @@ from sqlalchemy import update
 
 from balsam_celery.errors import SchedulerUnavailable
 from balsam_celery.packing import Lane, Window
+from balsam_celery.resources import NodeCapacity
 from balsam_celery.schedulers.base import IdleWindow, Scheduler
 from balsam_celery.schedulers.local import LocalScheduler
 from balsam_celery.service import pack as service_pack
@@ -22,7 +23,8 @@ from balsam_celery.site import Site
 from balsam_celery.states import State
 from balsam_celery.store import allocations, scans, schema
 from balsam_celery.store.engine import Store
-from balsam_celery.store.rows import AllocationState
+from balsam_celery.store.rows import AllocationState, PilotState
+from balsam_celery.wire import to_plain
 from tests.service.allocations.making import (
     dispatched,
     requested,
@@ -116,6 +118,26 @@ def test_lanes_are_free_when_their_tasks_are_likely_to_end(
     with store.read() as conn:
         [one] = existing(conn, site.settings, live, estimates(conn, clock.now), clock.now)
     assert one.lanes[0] == Lane(1, 40.0, 25.0, name="n0")
+
+
+def test_nodes_of_a_pilot_that_differ_are_told_apart(store: Store, site: Site) -> None:
+    running_pilot(store, site)
+    nodes = [
+        NodeCapacity("n0", (0, 1)),
+        NodeCapacity("n1", (0, 1), (0,)),
+        NodeCapacity("n2", (2, 3)),
+    ]
+    store.run(
+        lambda conn: allocations.update_pilot(
+            conn, "p1", (PilotState.LIVE,), nodes=[to_plain(node) for node in nodes]
+        )
+    )
+    now = store.clock()
+    with store.read() as conn:
+        live = allocations.list_allocations(conn)
+        [one] = existing(conn, site.settings, live, estimates(conn, now), now)
+    assert one.node == nodes[0]
+    assert [lane.node for lane in one.lanes] == [None, dataclasses.replace(nodes[1], name=""), None]
 
 
 def test_idle_nodes_are_asked_for_first(store: Store, site: Site, clock: Clock) -> None:

@@ -73,6 +73,13 @@ def everything(store: Store) -> list[Any]:
         return [conn.execute(select(table)).all() for table in tables]
 
 
+def before(**counts: int) -> dict[str, int]:
+    """What an explanation says of those that go before."""
+    each = dict.fromkeys(("higher_priority", "wider", "larger", "older"), 0) | counts
+    same_shape = each.pop("same_shape", 0)
+    return {"total": sum(each.values()), **each, "same_shape": same_shape}
+
+
 def test_unknown_and_ambiguous_ids(store: Store, site: Site) -> None:
     add(store, program("abcdef-1"), program("abcdef-2"))
     with pytest.raises(NotFound, match="there is no task 'zzzzzz'"):
@@ -96,7 +103,7 @@ def test_what_is_asked_for_next_and_what_was(
     add(store, *(program(f"task{n:02}") for n in range(3)))
     found = explain(store, site, "task02")
     assert found["code"] == "to-request"
-    assert found["ahead"] == {"higher_priority": 0, "wider": 0, "same_shape": 2}
+    assert found["ahead"] == before(older=2, same_shape=2)
     pack(store, scheduler, site, client)
     found = explain(store, site, "task00")
     with store.read() as conn:
@@ -123,7 +130,7 @@ def test_a_queued_allocation_and_when_its_scheduler_expects_it(
     assert found["code"] == "queued"
     assert found["allocation"] in later
     assert found["expected_start"] is not None
-    assert found["ahead"] == {"higher_priority": 1, "wider": 1, "same_shape": 0}
+    assert found["ahead"] == before(higher_priority=1, wider=1)
     told = plain_allocations(explain_allocations(store, site))
     by_id = {one["id"]: one for one in told["allocations"]}
     assert next(iter(by_id)) == first
@@ -141,6 +148,23 @@ def test_a_queued_allocation_and_when_its_scheduler_expects_it(
     assert told["note"] == ""
 
 
+def test_max_running_is_why_another_one_waits(store: Store, site: Site) -> None:
+    for number in range(3):  # as many as the queue lets run; all end soon
+        running_pilot(store, site, f"p{number}")
+    add(store, program("wide01", num_nodes=4))
+    full = "max_running of queue local is 3, and as many run"
+    found = explain(store, site, "wide01")
+    assert found["code"] == "to-request"
+    assert f"it has to wait, since {full}." in found["text"]
+    queued = requested(store, site, Request("local", 4, 600, "a test"))
+    set_allocation(store, queued, A.QUEUED, native_id="none")
+    found = explain(store, site, "wide01")
+    assert (found["code"], found["allocation"]) == ("queued", queued)
+    assert full in found["text"]
+    told = plain_allocations(explain_allocations(store, site))["allocations"]
+    assert [one["id"] for one in told if full in one["text"]] == [queued]
+
+
 def test_in_a_pilot(store: Store, site: Site, clock: Clock) -> None:
     allocation = running_pilot(store, site)  # two nodes of two cores for 300 s
     for number in range(4):
@@ -155,7 +179,7 @@ def test_in_a_pilot(store: Store, site: Site, clock: Clock) -> None:
     assert found["expected_start"] is not None
     found = explain(store, site, "task0b")
     assert (found["code"], found["pilot"], found["allocation"]) == ("behind", "p1", allocation)
-    assert found["ahead"] == {"higher_priority": 1, "wider": 0, "same_shape": 1}
+    assert found["ahead"] == before(higher_priority=1, older=1, same_shape=1)
     found = explain(store, site, "runs00")
     assert (found["code"], found["nodes"]) == ("running", ["n0"])
     assert found["latest_end"] is not None
@@ -172,12 +196,13 @@ def test_age_is_told_as_priority(store: Store, site: Site, clock: Clock) -> None
     add(store, *new, now=clock.now)
     clock.now += 1
 
-    def ahead(id: str) -> tuple[int, ...]:
-        return tuple(explain(store, site, id)["ahead"].values())
+    def ahead(id: str) -> dict[str, int]:
+        found: dict[str, int] = explain(store, site, id)["ahead"]
+        return found
 
-    assert ahead("urgent") == (2, 0, 0)
-    assert ahead("old001") == (0, 1, 0), "as high by now, and over fewer nodes"
-    assert ahead("wide01") == (0, 0, 0)
+    assert ahead("urgent") == before(higher_priority=2)
+    assert ahead("old001") == before(wider=1), "as high by now, and over fewer nodes"
+    assert ahead("wide01") == before()
 
 
 def test_what_no_allocation_can_hold(store: Store, site: Site) -> None:

@@ -171,6 +171,10 @@ def test_a_refusal_is_told_once_and_no_more_nodes_are_counted_on(
     assert len(taking.taken) == 1
     assert caplog.text.count("jobs do not shrink here") == 1
     assert allocation(store, *begun).nodes_back == 0
+    head, node = pilot(store, "p1").nodes
+    assert node["lost"]
+    assert node["lost_reason"].endswith("the scheduler refused: jobs do not shrink here")
+    assert not head["lost_reason"]
 
     def told() -> float | None:
         decision = foresee(store, taking, site.settings).told

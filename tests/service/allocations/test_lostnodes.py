@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 import pytest
 import redis
 
 from balsam_celery import keys
-from balsam_celery.outbox import Outbox
 from balsam_celery.resources import NodeCapacity
 from balsam_celery.schedulers.base import Job, JobState, Scheduler
 from balsam_celery.service.lostnodes import LostNode, find, give_up
@@ -22,7 +18,7 @@ from balsam_celery.store.allocations import LIVE_PILOTS
 from balsam_celery.store.engine import Store
 from balsam_celery.wire import Ended, PilotOrder, Report, WorkerLost, decode, to_plain
 from tests.service.allocations.faulty import Told
-from tests.service.allocations.making import allocation, dispatched, pilot, running_pilot
+from tests.service.allocations.making import dispatched, pilot, running_pilot
 from tests.store.making import add, program, task
 
 S = State
@@ -44,13 +40,9 @@ def tell(store: Store, *records: Ended | WorkerLost) -> None:
 
 def gives_up(store: Store, site: Site, client: redis.Redis, *lost: LostNode) -> None:
     """What the service does with them, and then the engine with its inbox."""
-
-    def write(outcomes: Sequence[Ended]) -> None:
-        tell(store, *outcomes)
-
     prefix = site.settings.key_prefix
     for one in lost:
-        give_up(store, client, prefix, one, record=write)
+        give_up(store, client, prefix, one)
     for text in client.lrange(keys.inbox(prefix), 0, -1):
         tell(
             store, *(one for _, one in decode(Report, text).records if isinstance(one, WorkerLost))
@@ -66,22 +58,17 @@ def orders(site: Site, client: redis.Redis) -> list[PilotOrder]:
 def test_a_node_that_the_job_has_no_more_is_lost(
     store: Store, site: Site, told: Told, client: redis.Redis
 ) -> None:
+    """Its processes may live, as on one that an administrator has set down: the pilot knows."""
     id = running_pilot(store, site)
     dispatched(store, "here01", "p1", running=True)
-    dispatched(store, "done01", "p1", nodes=("n1",), running=True)
-    dispatched(store, "gone01", "p1", nodes=("n1",), running=True, core=1)
-    directory = Path(allocation(store, id).run_dir) / "p1"
-    directory.mkdir(parents=True)
-    outbox = Outbox(directory / "n1.outbox")
-    outbox.receive([("done01", 1)])
-    outbox.end([Ended("done01", 1, "exit", "", ended=1005.0, started=1001.0, exit_code=0)])
-    outbox.close()
+    dispatched(store, "gone01", "p1", nodes=("n1",), running=True)
     [lost] = find(store, told, {id: job("n0")})
     assert (lost.pilot.id, lost.node) == ("p1", "n1")
     gives_up(store, site, client, lost, lost)
     assert [(one.action, one.node) for one in orders(site, client)] == [("lose", "n1")]
     assert [node["lost"] for node in pilot(store, "p1").nodes] == [False, True]
-    assert task(store, "done01").state is S.JOB_FINISHED, "its outcome was in the outbox"
+    assert task(store, "gone01").state is S.RUNNING
+    tell(store, WorkerLost("p1", "n1", lost.reason, False, 1004.0))
     assert task(store, "gone01").state is S.RESTART_READY
     assert task(store, "here01").state is S.RUNNING
     assert find(store, told, {id: job("n0")}) == [], "known by now"
@@ -116,6 +103,9 @@ def test_a_node_that_is_only_silent_keeps_its_attempts(
     [lost] = find(store, told, {id: job()})
     assert lost.node == "n1", "the other one is not lost by its pilot's word"
     gives_up(store, site, client, lost)
+    assert task(store, "task01").state is S.RUNNING, "its pilot knows when that is over"
+    assert [(one.action, one.node) for one in orders(site, client)] == [("lose", "n1")]
+    tell(store, WorkerLost("p1", "n1", lost.reason, False, 1004.0))
     assert task(store, "task01").state is S.RESTART_READY
     assert task(store, "other1").state is S.RUNNING
     assert find(store, told, {id: job()}) == []
@@ -141,15 +131,6 @@ def test_a_gang_attempt_on_a_lost_node_is_left_to_its_pilot(
     gives_up(store, site, client, lost)
     assert task(store, "wide01").state is S.RUNNING
     assert [(one.action, one.node) for one in orders(site, client)] == [("lose", "n1")]
-
-
-def test_what_a_node_has_left_may_be_unreadable(
-    store: Store, site: Site, told: Told, client: redis.Redis
-) -> None:
-    id = running_pilot(store, site)
-    dispatched(store, "task01", "p1", nodes=("n1",), running=True)
-    gives_up(store, site, client, *find(store, told, {id: job("n0")}))
-    assert "could not be read" in task(store, "task01").reason
 
 
 def test_packing_does_not_count_on_lost_nodes(

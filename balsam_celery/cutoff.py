@@ -1,0 +1,26 @@
+"""How long what runs on a node goes on once the node has lost its pilot. Pure.
+
+Nobody else may start a task of a node that is cut off before that time is over (R4).
+"""
+
+from __future__ import annotations
+
+#: Seconds of silence after which either end of the link between head and node gives the other up.
+SILENCE = 60.0
+#: Seconds beyond the kill grace after which a stopping worker is killed.
+STOP_SLACK = 20.0
+#: Seconds for what cannot be counted.
+_MARGIN = 30.0
+
+
+def over_after(kill_grace: float, *, closed: bool = False) -> float:
+    """Seconds after the break of a link at the head by which its node has ended everything.
+
+    It takes the silence for the node to see it, a grace for the worker's own end of its programs,
+    the slack until the worker is killed, a grace for ranks of tasks over several nodes, and one for
+    what these have left.
+
+    Args:
+        closed: the node's end has closed the link: it has seen it, or does not live.
+    """
+    return (0.0 if closed else SILENCE) + 3 * kill_grace + STOP_SLACK + _MARGIN

@@ -1,0 +1,83 @@
+"""What the batch system's variables tell a program that is executed directly: its task's nodes.
+
+A job is a pilot's and has all of its nodes. A program that starts more processes by its own means
+asks these variables where to. Launchers that the pilot itself uses are given nodes, and know from
+the job's own variables which of its nodes those are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from balsam_celery.launchers.steps import inner_steps
+from balsam_celery.pilot.context import WorkerContext
+from balsam_celery.pilot.ranks import step_name
+from balsam_celery.wire import TaskSpec
+
+
+class Part:
+    """Makes these variables for the attempts of one worker.
+
+    Args:
+        context: the worker.
+    """
+
+    def __init__(self, context: WorkerContext) -> None:
+        pilot = context.pilot
+        self._names = tuple(node.name for node in pilot.nodes)
+        # names of virtual nodes are the site's, not those of a job that it may run in
+        known = {} if pilot.virtual else pilot.environment
+        self._slurm = "SLURM_JOB_ID" in known
+        self._pbs_job = known.get("PBS_JOBID", "")
+        self._pbs_file = ""
+        if self._pbs_job and len(context.nodes) == 1:
+            self._pbs_file = self._node_file(pilot.directory / f"{context.node}.pbs", context.node)
+
+    def variables(self, spec: TaskSpec, environment: Mapping[str, str]) -> dict[str, str]:
+        """Those to set for ``spec``; it may write a file into its work directory.
+
+        Args:
+            environment: of the program.
+        """
+        nodes = [share.node for share in spec.shares]
+        if self._slurm:
+            own = set(nodes)
+            others = [name for name in self._names if name not in own]
+            return {**_slurm_part(spec), **inner_steps(environment, nodes, others)}
+        if self._pbs_job and len(nodes) < len(self._names):
+            directory = Path(spec.work_dir) / ".balsam-pbs"
+            return {"PBS_NODEFILE": self._pbs_file or self._node_file(directory, *nodes)}
+        return {}
+
+    def _node_file(self, directory: Path, *nodes: str) -> str:
+        """A file of PBS's kind with these nodes, once each as in the job's own.
+
+        Its name is the job's id: Open MPI 4 opens the file of that name beside ``PBS_NODEFILE``
+        (``ras_tm_module.c``).
+        """
+        directory.mkdir(exist_ok=True)
+        file = directory / self._pbs_job
+        file.write_text("".join(f"{node}\n" for node in nodes), encoding="utf-8")
+        return str(file)
+
+
+def _slurm_part(spec: TaskSpec) -> dict[str, str]:
+    """Slurm's, as ``sbatch`` would set them for the task's nodes and cores alone.
+
+    sbatch(1), "OUTPUT ENVIRONMENT VARIABLES". Open MPI reads ``SLURM_NODELIST`` and
+    ``SLURM_TASKS_PER_NODE`` (``ras_slurm_module.c``), hydra these or the ones with ``JOB``
+    (``slurm_query_node_list.c``), srun the numbers of nodes, and the name for its steps.
+    """
+    nodes = ",".join(share.node for share in spec.shares)
+    counts = [str(max(1, len(share.cores))) for share in spec.shares]
+    return {
+        "SLURM_JOB_NAME": step_name(spec.id, spec.attempt),
+        "SLURM_JOB_NODELIST": nodes,
+        "SLURM_NODELIST": nodes,
+        "SLURM_JOB_NUM_NODES": str(len(spec.shares)),
+        "SLURM_NNODES": str(len(spec.shares)),
+        "SLURM_TASKS_PER_NODE": ",".join(counts),
+        "SLURM_JOB_CPUS_PER_NODE": ",".join(counts),
+        "SLURM_CPUS_ON_NODE": counts[0],
+    }
