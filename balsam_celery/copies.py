@@ -44,6 +44,21 @@ def hook_order(sent: float) -> str:
     return f"{sent:020.6f}"
 
 
+def later_than(order: str | None, sent: float | None, now: float) -> float:
+    """The time that a new message to the transitions worker carries.
+
+    Later than any that was sent or has begun, also by a clock that has gone back: a copy that does
+    not begin would be taken for lost again and again.
+
+    Args:
+        order: of the copy that began last, from :func:`last_begun`.
+        sent: what the last message carried, ``None`` if that is not known.
+        now: seconds since the epoch.
+    """
+    begun = 0.0 if order is None else float(order)
+    return max(now, begun + 1, (sent or 0.0) + 1)
+
+
 @dataclass(frozen=True, slots=True)
 class Copy:
     """One copy of a message, in the hands of one worker.

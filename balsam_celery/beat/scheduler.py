@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from typing import Any
 
 from celery.beat import Scheduler
@@ -11,7 +10,6 @@ from celery.beat import Scheduler
 from balsam_celery.beat.schedule import schedule
 from balsam_celery.celeryapp import current_site
 from balsam_celery.errors import StoreError
-from balsam_celery.holders import new_holder
 from balsam_celery.site import Site, connect_store
 from balsam_celery.store import lease
 from balsam_celery.store.engine import Store
@@ -44,16 +42,14 @@ class LeasedScheduler(Scheduler):
         self._own_store = store is None
         self._store = store
         self._ttl = time_to_live
-        self._holder = new_holder()
-        self._term: int | None = None
-        self._renewed = 0.0
+        self._candidate: lease.Candidate | None = None
         self._said = ""
         super().__init__(app, lazy=lazy, **kwargs)
 
     @property
     def leads(self) -> bool:
         """It holds the lease, as far as it knows, and may send."""
-        return self._term is not None and time.monotonic() < self._renewed + self._ttl
+        return self._candidate is not None and self._candidate.is_leader
 
     def setup_schedule(self) -> None:
         """The site's schedule and nothing else."""
@@ -62,7 +58,7 @@ class LeasedScheduler(Scheduler):
     def tick(self, *args: Any, **kwargs: Any) -> float:
         """Send what is due if this beat leads; returns seconds until the next call."""
         step = self._ttl / 3
-        if not self._keep_lease(step):
+        if not self._keep_lease():
             return step
         return min(float(super().tick(*args, **kwargs)), step)
 
@@ -73,42 +69,32 @@ class LeasedScheduler(Scheduler):
         finally:
             super().close()
 
-    def _keep_lease(self, step: float) -> bool:
-        begun = time.monotonic()
-        if self.leads and begun < self._renewed + step:
-            return True
+    def _keep_lease(self) -> bool:
         try:
             if self._store is None:
                 self._store = connect_store(self._site)
-            if self._term is not None and not lease.renew(
-                self._store, NAME, self._holder, self._term, self._ttl
-            ):
-                self._say("another beat took over: this one waits")
-                self._term = None
-            if self._term is None:
-                self._term = lease.acquire(self._store, NAME, self._holder, self._ttl)
-                if self._term is None:
-                    other = lease.holder(self._store, NAME)
-                    self._say(f"another beat leads ({other[0] if other else '?'}): this one waits")
-                    return False
-                self._say("this beat leads")
+            if self._candidate is None:
+                self._candidate = lease.Candidate(self._store, NAME, self._ttl)
+            if not self._candidate.keep():
+                other = lease.holder(self._store, NAME)
+                self._say(f"another beat leads ({other[0] if other else '?'}): this one waits")
+                return False
         except StoreError as error:
             # the lease is ours until it runs out; whoever takes it then, the bodies of what is
             # sent are harmless when run twice
             self._say(f"cannot renew the lease: {error}")
             return self.leads
-        # counted from before the database was asked, so that it never lasts longer for us
-        self._renewed = begun
+        self._say("this beat leads")
         return True
 
     def _give_up(self) -> None:
         store, self._store = self._store, None
-        term, self._term = self._term, None
+        candidate, self._candidate = self._candidate, None
         if store is None:
             return
         try:
-            if term is not None:
-                lease.release(store, NAME, self._holder, term)
+            if candidate is not None:
+                candidate.give_up()
         except StoreError as error:
             log.warning("the lease runs out by itself: %s", error)
         finally:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, insert, select
 
 from balsam_celery import keys
 from balsam_celery.runtimes import Run
@@ -15,8 +14,11 @@ from balsam_celery.settings import RetrySettings
 from balsam_celery.states import FINAL, State
 from balsam_celery.store import effects, schema
 from balsam_celery.store.rows import EffectKind, TaskRow
-from balsam_celery.store.sql import any_of
+from balsam_celery.store.sql import any_of, update_each
 from balsam_celery.store.transitions import Move, move
+
+#: An attempt row, and what it gets.
+_Change = tuple[dict[str, Any], dict[str, Any]]
 
 
 class LostRace(RuntimeError):
@@ -85,8 +87,8 @@ class Batch:
     _moves: list[Move] = field(default_factory=list)
     _effects: list[effects.NewEffect] = field(default_factory=list)
     _attempts: list[dict[str, Any]] = field(default_factory=list)
-    _starts: list[dict[str, Any]] = field(default_factory=list)
-    _ends: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
+    _starts: list[_Change] = field(default_factory=list)
+    _ends: dict[tuple[str, int], _Change] = field(default_factory=dict)
 
     def load(self, ids: Collection[str]) -> None:
         """Lock and read the tasks of ``ids`` that are not read yet; unknown ids are passed over."""
@@ -141,12 +143,12 @@ class Batch:
 
     def attempt_started(self, task: str, number: int, time: float) -> None:
         """Note when an attempt's program started."""
-        self._starts.append({"b_task": task, "b_number": number, "started": time})
+        self._starts.append(({"task": task, "number": number}, {"started": time}))
 
     def attempt_ended(self, task: str, number: int, **values: Any) -> None:
         """Complete an attempt row, unless it is complete; columns of ``schema.attempt``."""
         # rows are written by their columns, not in order: of two ends the first must count here
-        self._ends.setdefault((task, number), {"b_task": task, "b_number": number, **values})
+        self._ends.setdefault((task, number), ({"task": task, "number": number}, values))
 
     def flush(self) -> None:
         """Write what was gathered.
@@ -164,8 +166,9 @@ class Batch:
             self.conn.execute(insert(schema.attempt), rows)
         starts, self._starts = self._starts, []
         ends, self._ends = self._ends, {}
-        _update_attempts(self.conn, starts, schema.attempt.c.started.is_(None))
-        _update_attempts(self.conn, [*ends.values()], schema.attempt.c.ended.is_(None))
+        attempt = schema.attempt
+        update_each(self.conn, attempt, starts, attempt.c.started.is_(None))
+        update_each(self.conn, attempt, ends.values(), attempt.c.ended.is_(None))
         asked, self._effects = self._effects, []
         if asked:
             effects.add(self.conn, asked, now=self.now)
@@ -176,26 +179,6 @@ def worker_on(pilot: str | None, shares: Sequence[dict[str, Any]] | None, num_no
     if not pilot or not shares:
         return ""
     return keys.worker_name(pilot, keys.GANG if num_nodes > 1 else shares[0]["node"])
-
-
-def _update_attempts(
-    conn: Connection, changes: Sequence[dict[str, Any]], condition: ColumnElement[bool]
-) -> None:
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
-    for change in changes:
-        groups[tuple(sorted(change))].append(change)
-    attempt = schema.attempt
-    for names, rows in groups.items():
-        statement = (
-            update(attempt)
-            .where(
-                attempt.c.task == bindparam("b_task"),
-                attempt.c.number == bindparam("b_number"),
-                condition,
-            )
-            .values({name: bindparam(name) for name in names if not name.startswith("b_")})
-        )
-        conn.execute(statement, rows)
 
 
 def lock_tasks(conn: Connection, ids: Collection[str]) -> Iterator[TaskRow]:

@@ -18,17 +18,17 @@ from typing import Any
 
 import redis
 from celery import Celery
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, select, text, tuple_
 
 from balsam_celery import keys
-from balsam_celery.copies import hook_order, last_begun
+from balsam_celery.copies import hook_order, last_begun, later_than
 from balsam_celery.service import steps, transitions
 from balsam_celery.service.cases import Batch, Change
 from balsam_celery.service.hooks import Outstanding, StepKey, message_id
 from balsam_celery.service.leading import Leadership
 from balsam_celery.service.release import settle
 from balsam_celery.settings import RetrySettings
-from balsam_celery.store import schema
+from balsam_celery.store import scans, schema
 from balsam_celery.store.engine import Store
 from balsam_celery.store.rows import EffectKind
 
@@ -41,7 +41,12 @@ _ANSWER = 2.0
 #: Seconds of silence after which a worker is not waited for any more. One that is started again
 #: has the same name and answers sooner.
 FORGET = 600.0
+#: How many steps are looked for at once; of more, in turns.
 _MANY = 1000
+#: How many messages of a queue are read at once.
+_PAGE = 1000
+#: How many of those that are taken next are always read, for each that is looked for.
+_BESIDE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +78,7 @@ class Checks:
         self._outstanding = outstanding
         self._retry = retry
         self._missed: set[object] = set()
+        self._after = scans.BEGIN
         self._answered: dict[str, dict[str, float]] = {}  # by role and worker: when, the last time
         self._checked = 0.0
 
@@ -89,7 +95,7 @@ class Checks:
             return []
         self._checked = now
         with self._store.read() as conn:
-            open_steps = _open_steps(conn, now - PAUSE)
+            open_steps, last = _open_steps(conn, now - PAUSE, self._after)
         open_hooks = {
             key: message_id(key)
             for key, sent in list(self._outstanding.sent.items())
@@ -100,6 +106,8 @@ class Checks:
             {key: _Sought(id, keys.TRANSITIONS_QUEUE) for key, id in open_hooks.items()},
             keys.TRANSITIONS_QUEUE,
         )
+        if not missing_steps:  # else the same are looked for again
+            self._after = last
         missing: set[object] = {*missing_steps, *missing_hooks}
         lost, self._missed = missing & self._missed, missing - self._missed
         self._send_again([key for key in missing_hooks if key in lost])
@@ -113,10 +121,12 @@ class Checks:
         known = self._known(ids, role)
         if known is None:
             return []
+        missed = {one.id for key, one in sought.items() if key in self._missed}
         # queues after workers: what a worker took in between has left the queue only after it
         # was asked, and counts as missing once, not twice
         for queue in {one.queue for one in sought.values()}:
-            known |= self._queued(queue)
+            left = {one.id for one in sought.values() if one.queue == queue} - known
+            known |= self._queued(queue, left, left & missed)
         return [key for key, one in sought.items() if one.id not in known]
 
     def _known(self, ids: Collection[str], role: str) -> set[str] | None:
@@ -137,22 +147,43 @@ class Checks:
             return None
         return {id for answer in answers.values() for id in answer}
 
-    def _queued(self, queue: str) -> set[str]:
-        return set(_ids(self._client.lrange(f"{self._prefix}{queue}", 0, -1)))
+    def _queued(self, queue: str, wanted: set[str], missed: set[str]) -> set[str]:
+        """Those of ``wanted`` that wait in ``queue``.
+
+        The oldest steps are those that are taken next. So that a long queue is not read at every
+        check, only what was ``missed`` there the last time is looked for in all of it.
+        """
+        if not wanted:
+            return set()
+        name = f"{self._prefix}{queue}"
+        found = wanted & {*_ids(self._client.lrange(name, -_BESIDE * len(wanted), -1))}
+        first = 0
+        # from the end at which messages come in, so that none slips by from one page to the next
+        while not missed <= found:
+            page = self._client.lrange(name, first, first + _PAGE - 1)
+            found |= wanted & {*_ids(page)}
+            if len(page) < _PAGE:
+                break
+            first += _PAGE
+        return found
 
     def _send_again(self, lost: Collection[StepKey]) -> None:
         if not lost:
             return
         self._drop_unacknowledged({message_id(key) for key in lost})
-        begun = [key for key in lost if self._had_begun(key)]
+        last = {key: self._last_begun(key) for key in lost}
+        begun = [key for key in lost if self._had_begun(key, last[key])]
         given_up = self._leadership.run(lambda conn: self._cut(conn, begun)) if begun else {}
+        now = self._store.clock()
         for key in lost:
             log.warning("step %s of task %s was lost and is sent again", key[2], key[0])
-            self._outstanding.lose(key, self._store.clock(), given_up.get(key, ""))
+            sent = later_than(last[key], self._outstanding.copies.get(key), now)
+            self._outstanding.lose(key, sent, given_up.get(key, ""))
 
-    def _had_begun(self, key: StepKey) -> bool:
-        name = keys.hook_message(message_id(key))
-        last = last_begun(self._client, self._prefix, name)
+    def _last_begun(self, key: StepKey) -> str | None:
+        return last_begun(self._client, self._prefix, keys.hook_message(message_id(key)))
+
+    def _had_begun(self, key: StepKey, last: str | None) -> bool:
         copy = self._outstanding.copies.get(key)
         return last is not None and (copy is None or last == hook_order(copy))
 
@@ -185,25 +216,36 @@ class Checks:
                 self._client.hdel(key, tag)
 
 
-def _open_steps(conn: Connection, before: float) -> dict[tuple[str, int], _Sought]:
-    """Steps that were sent, by (id, attempt), whose message is not waiting as an effect."""
+def _open_steps(
+    conn: Connection, before: float, after: scans.Place
+) -> tuple[dict[tuple[str, int], _Sought], scans.Place]:
+    """Steps that were sent, by (id, attempt), whose message is not waiting as an effect.
+
+    The oldest first, those ``after``; and after which to look the next time.
+    """
     task, effect = schema.task, schema.effect
     unsent = (
         select(effect.c.id)
         .where(effect.c.task == task.c.id, effect.c.kind == EffectKind.SEND.value)
         .exists()
     )
+    order = (task.c.changed, task.c.id)
     query = (
-        select(task.c.id, task.c.attempt, task.c.celery)
-        .where(text(schema.ON_PILOT_SQL), task.c.kind == "celery", task.c.changed < before, ~unsent)
+        scans.by_index(
+            select(task.c.id, task.c.attempt, task.c.celery, task.c.changed), "ix_task_open_step"
+        )
+        .where(text(schema.OPEN_STEP_SQL), task.c.changed < before, ~unsent, tuple_(*order) > after)
+        .order_by(*order)
         .limit(_MANY)
     )
-    return {
+    rows = conn.execute(query).all()
+    found = {
         (row.id, row.attempt): _Sought(
             row.id, (row.celery.get("options") or {}).get("queue") or keys.TASKS_QUEUE
         )
-        for row in conn.execute(query)
+        for row in rows
     }
+    return found, (rows[-1].changed, rows[-1].id) if len(rows) == _MANY else scans.BEGIN
 
 
 def _first(stored: bytes | str) -> bytes:

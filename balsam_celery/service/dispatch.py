@@ -71,11 +71,16 @@ class Dispatcher:
         self._told.clear()
         self._recalled.clear()
 
-    def end_hooks(self, pending: Collection[hooks.Pending], now: float) -> None:
+    def end_hooks(
+        self, pending: Collection[hooks.Pending], outstanding: hooks.Outstanding, now: float
+    ) -> None:
         """Let the transitions worker end steps."""
-        if pending:
-            ids = [one.message_id for one in pending]
-            kill.end_steps(self._app, self._publisher, ids, now)
+        ids: dict[float, list[str]] = defaultdict(list)
+        for one in pending:
+            # a message may carry a later time than a clock that has gone back tells
+            ids[max(now, outstanding.copies.get(one.key) or 0.0)].append(one.message_id)
+        for until, several in ids.items():
+            kill.end_steps(self._app, self._publisher, several, until)
 
     def hooks(
         self, pending: Collection[hooks.Pending], outstanding: hooks.Outstanding, now: float

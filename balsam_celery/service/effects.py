@@ -2,7 +2,8 @@
 
 Each is repeated until it is acknowledged, and each is harmless when done twice: a result is
 brought in line with the row as it is then, a step's message carries its attempt, which begins once
-(``copies``), an errback's rows have fixed ids.
+(``copies``), an errback's rows have fixed ids. One that fails by itself, and not because Redis or
+SQL is away, keeps no other task's waiting; it is given up after some tries, and its task says so.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from redis.exceptions import DataError, RedisError, ResponseError
 from sqlalchemy import Connection
 
 from balsam_celery import keys
-from balsam_celery.errors import InvalidInput, NotFound
+from balsam_celery.errors import InvalidInput, NotFound, StoreError
 from balsam_celery.service import flower_events, steps
 from balsam_celery.service.cases import Batch
 from balsam_celery.service.outcome import celery_result
@@ -31,6 +32,7 @@ from balsam_celery.store.engine import Store
 from balsam_celery.store.errbacks import instantiate
 from balsam_celery.store.insert import insert_tasks
 from balsam_celery.store.rows import AttemptRow, EffectKind, EffectRow, TaskRow
+from balsam_celery.store.transitions import add_reason
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +40,9 @@ log = logging.getLogger(__name__)
 ATTEMPT_HEADER = "balsam_attempt"
 #: How many effects are performed in one go.
 BATCH = 200
-#: Longest pause, in seconds, before an effect that failed by itself is tried again.
-_LONGEST = 300.0
-#: How often, with pauses of 63 s in all, a step's message is tried that cannot be sent.
+#: First pause, in seconds, before an effect that failed by itself is tried again; then twice it, …
+_PAUSE = 1.0
+#: How often, with pauses of 63 s in all, such an effect is tried.
 _TRIES = 7
 #: What says that Redis is away, and not that something is wrong with one effect.
 AWAY = (OperationalError, RedisError, ConnectionError, TimeoutError)
@@ -115,10 +117,13 @@ class Performer:
                 try:
                     if row is not None:
                         self._one(effect, row, attempts.get(row.id), results, events)
+                except StoreError:
+                    raise
                 except Exception as error:
                     if is_away(error):
                         raise
-                    log.exception("effect %s of task %s", effect.kind, effect.task)
+                    if not isinstance(error, InvalidInput):
+                        log.exception("effect %s of task %s", effect.kind, effect.task)
                     failed.append((effect, error))
                     stuck.add(effect.task)
                 else:
@@ -126,7 +131,8 @@ class Performer:
             flower_events.publish(self._app, self._publisher, events)
         finally:
             if done or failed:
-                self._store.run(lambda conn: self._note(conn, done, failed))
+                # they are harmless when done twice
+                self._store.run(lambda conn: self._note(conn, done, failed), durable=False)
         return len(done)
 
     def _note(
@@ -138,16 +144,23 @@ class Performer:
         given_up = [
             (effect, error)
             for effect, error in failed
-            if effect.kind is EffectKind.SEND and effect.tries + 1 >= _TRIES
+            # what is asked for wrongly stays so
+            if effect.tries + 1 >= _TRIES or isinstance(error, InvalidInput)
         ]
         effects.done(conn, [*done, *(effect.id for effect, _ in given_up)])
         for effect, _ in failed:
-            pause = min(2.0**effect.tries, _LONGEST)
+            pause = _PAUSE * 2.0**effect.tries
             effects.failed(conn, effect.id, self._store.clock() + pause)
         batch = Batch(conn, self._store.clock(), "service")
         for effect, error in given_up:
-            reason = f"its message cannot be sent: {error}".splitlines()[0][:500]
-            steps.cannot_send(batch, effect.task, effect.payload["attempt"], reason)
+            reason = f"{_FAULTS[effect.kind]}: {error or type(error).__name__}".splitlines()[0][
+                :500
+            ]
+            log.warning("task %s: %s", effect.task, reason)
+            if effect.kind is EffectKind.SEND:
+                steps.cannot_send(batch, effect.task, effect.payload["attempt"], reason)
+            else:
+                add_reason(conn, effect.task, reason)
         settle(batch)
 
     def _one(
@@ -202,15 +215,15 @@ class Performer:
         )
 
     def _errback(self, row: TaskRow, errback: Mapping[str, Any]) -> None:
-        """Insert the rows of an errback, unless they are there."""
+        """Insert the rows of an errback, unless they are there.
+
+        Raises:
+            InvalidInput: its command asks for something that the failure does not have.
+        """
         failure = {**(row.result if isinstance(row.result, dict) else {}), "task_id": row.id}
         failure.setdefault("reason", row.reason)
         failure.setdefault("name", row.name)
-        try:
-            rows = instantiate(errback, failure)
-        except InvalidInput as error:
-            log.warning("an errback of task %s cannot be called: %s", row.id, error)
-            return
+        rows = instantiate(errback, failure)
 
         def insert(conn: Connection) -> None:
             try:
@@ -221,6 +234,13 @@ class Performer:
         self._store.run(insert)
 
 
+#: What has failed, for people.
+_FAULTS = {
+    EffectKind.SEND: "its message cannot be sent",
+    EffectKind.ERRBACK: "an error callback of it cannot be called",
+    EffectKind.RESULT: "its result cannot be put into Redis, only read from SQL",
+    EffectKind.FORGET: "its earlier result cannot be taken out of Redis",
+}
 #: Options of a signature that are part of its message.
 _MESSAGE_OPTIONS = (
     "expires",

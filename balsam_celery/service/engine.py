@@ -283,6 +283,6 @@ class Engine(threading.Thread):
         self._out.recall(placed.recalled, now)
         self._out.kill(doomed.programs, doomed.steps)
         ending = [one for one in ending if one.row.id in doomed.due]
-        self._out.end_hooks(ending, now)
+        self._out.end_hooks(ending, self.outstanding, now)
         ordered = (*doomed.programs, *doomed.steps, *(one.row for one in ending))
         self._kills.sent(ordered, now)

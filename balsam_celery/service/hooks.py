@@ -88,9 +88,9 @@ class Outstanding:
             self.copies.setdefault(one.key, now)
         return unsent
 
-    def lose(self, key: StepKey, now: float, given_up: str) -> None:
-        """Have a step sent anew, so that what was begun of it counts no more."""
-        self.copies[key] = now
+    def lose(self, key: StepKey, sent: float, given_up: str) -> None:
+        """Have a step sent anew, with the time ``sent``: what was begun of it counts no more."""
+        self.copies[key] = sent
         if given_up:
             self.given_up[key] = given_up
         self.sent.pop(key, None)

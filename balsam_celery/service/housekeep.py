@@ -48,7 +48,7 @@ def note_heartbeats(store: Store, client: redis.Redis, site: Site) -> dict[str, 
         last[pilot.id] = max([pilot.heartbeat, *(beat.time for beat in beats.values())])
     newer = [pilot for pilot in pilots if last[pilot.id] > pilot.heartbeat]
     if newer:
-        store.run(lambda conn: _note(conn, newer, last))
+        store.run(lambda conn: _note(conn, newer, last), durable=False)
     for pilot in pilots:
         if now > last[pilot.id] + SILENT_AFTER:
             log.warning(
@@ -98,8 +98,7 @@ def sweep(store: Store, client: redis.Redis, site: Site) -> None:
     since = store.clock() - _SWEEP_FOR
     prefix = site.settings.key_prefix
     with store.read() as conn:
-        ended = allocations.list_pilots(conn, (PilotState.ENDED,))
-    late = [one for one in ended if max(one.ended or 0.0, one.end_time) >= since]
+        late = allocations.ended_since(conn, since)
     strays = tell_strays(client, prefix, late)
     for pilot in late:
         if pilot.id in strays or (pilot.ended is not None and pilot.ended >= since):

@@ -20,7 +20,7 @@ from balsam_celery.wire import KillOrder, to_plain
 
 #: Seconds until an order that was not answered is sent again.
 REPEAT = 5.0
-#: How many requests are looked at in one pass.
+#: How many requests are looked at in one pass; of more, each pass looks at others.
 _LIMIT = 2000
 #: Control command of the tasks worker: Celery's own revoke (every other ``revoke`` is forwarded
 #: to the service).
@@ -54,11 +54,16 @@ class Kills:
 
     def __init__(self) -> None:
         self._sent: dict[tuple[str, int], float] = {}
+        self._after: scans.Place = scans.BEGIN
 
     def due(self, conn: Connection, now: float) -> Doomed:
         """Tasks to be killed, and those whose order is due."""
-        wanted = {(row.id, row.attempt): row for row in scans.kills_requested(conn, limit=_LIMIT)}
-        self._sent = {key: time for key, time in self._sent.items() if key in wanted}
+        rows = scans.kills_requested(conn, limit=_LIMIT, after=self._after)
+        # many that cannot be done yet keep none behind them waiting
+        last = rows[-1] if len(rows) == _LIMIT else None
+        self._after = (last.kill_requested or 0.0, last.id) if last else scans.BEGIN
+        wanted = {(row.id, row.attempt): row for row in rows}
+        self._sent = {key: time for key, time in self._sent.items() if now - time < REPEAT}
         due = [row for key, row in wanted.items() if now - self._sent.get(key, 0.0) >= REPEAT]
         on_worker = [row for row in due if row.state in ON_PILOT]
         return Doomed(

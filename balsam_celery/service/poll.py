@@ -6,17 +6,19 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, select, text, union
 
 from balsam_celery.errors import SchedulerError, SchedulerUnavailable
 from balsam_celery.schedulers.base import Job, JobState, Scheduler
 from balsam_celery.service.lingering import Lingering
+from balsam_celery.service.patience import Hangs, Patient
 from balsam_celery.service.submit import job_prefix
-from balsam_celery.service.verdict import GONE_AFTER, change
+from balsam_celery.service.verdict import GONE_AFTER, Left, change, left_behind
 from balsam_celery.site import Site
-from balsam_celery.store import allocations, schema
+from balsam_celery.store import allocations, scans, schema
 from balsam_celery.store.allocations import LIVE_PILOTS
 from balsam_celery.store.engine import Store
 from balsam_celery.store.rows import AllocationRow, AllocationState
@@ -43,6 +45,7 @@ class Poller:
         store, scheduler, site: the site's.
         lingering: asks whether pilots live whose job is missing, or has ended by the word of a
             scheduler whose word is no proof; ``None``: nobody asks.
+        patient: looks for what pilots left that did not start; ``None``: one of its own.
 
     Attributes:
         running: the jobs of RUNNING allocations, by allocation, as the last :meth:`poll` was told;
@@ -50,13 +53,19 @@ class Poller:
     """
 
     def __init__(
-        self, store: Store, scheduler: Scheduler, site: Site, lingering: Lingering | None = None
+        self,
+        store: Store,
+        scheduler: Scheduler,
+        site: Site,
+        lingering: Lingering | None = None,
+        patient: Patient | None = None,
     ) -> None:
         self.running: dict[str, Job] = {}
         self._store = store
         self._scheduler = scheduler
         self._site = site
         self._lingering = lingering
+        self._patient = patient if patient is not None else Patient()
         self._missing: dict[str, float] = {}
         self._cancelled: dict[str, float] = {}
 
@@ -113,17 +122,22 @@ class Poller:
         }
         with self._store.read() as conn:
             served = _served(conn, [row.id for row in rows])
-        changes = {
-            row.id: change(
-                row,
-                told.get(row.id),
-                now=now,
-                gone=now >= self._missing.get(row.id, now) + GONE_AFTER,
-                served=row.id in served,
-            )
-            for row in rows
-        }
+        changes: dict[str, dict[str, Any]] = {}
+        hanging: dict[str, str] = {}
+        for row in rows:
+            try:
+                changes[row.id] = change(
+                    row,
+                    told.get(row.id),
+                    now=now,
+                    gone=now >= self._missing.get(row.id, now) + GONE_AFTER,
+                    served=row.id in served,
+                    left=self._left,
+                )
+            except Hangs as error:
+                hanging[row.id] = f"its job has ended, and its pilot never came: {error}"
         held = self._held(changes, missing=[row.id for row in rows if row.id not in told])
+        held |= hanging
         for row in rows:
             if row.id in held:
                 changes[row.id] = {"reason": held[row.id]} if held[row.id] != row.reason else {}
@@ -144,6 +158,15 @@ class Poller:
             elif job is not None and state is AllocationState.RUNNING:
                 self.running[row.id] = job
         self._cancel([*doomed, *self._strays(rows, told, namesakes)], now)
+
+    def _left(self, row: AllocationRow) -> Left:
+        """What a pilot has left that did not start.
+
+        Raises:
+            Hangs: the file system does not answer yet.
+        """
+        directory = Path(row.run_dir)
+        return self._patient.look(directory, "start-up", lambda: left_behind(row), Left())
 
     def _held(
         self, changes: Mapping[str, Mapping[str, Any]], missing: Collection[str]
@@ -235,19 +258,19 @@ def _served(conn: Connection, ids: Sequence[str]) -> set[str]:
 
 def _in_states(conn: Connection, ids: Sequence[str], states: Sequence[AllocationState]) -> set[str]:
     table = schema.allocation.c
-    return set(conn.scalars(select(table.id).where(table.id.in_(ids), table.state.in_(states))))
+    # not by their state: SQLite would read all that are in it
+    found = conn.execute(select(table.id, table.state).where(table.id.in_(ids)))
+    return {row.id for row in found if row.state in states}
 
 
 def to_reap(conn: Connection) -> list[str]:
     """Allocations that have ended, whose pilots have not, or still hold tasks."""
-    pilot, task, table = schema.pilot, schema.task, schema.allocation
-    holding = select(task.c.pilot).where(text(schema.ON_PILOT_SQL))
-    query = (
-        select(table.c.id)
-        .distinct()
-        .join(pilot, pilot.c.allocation == table.c.id)
-        .where(table.c.state == AllocationState.ENDED)
-        .where(pilot.c.state.in_(LIVE_PILOTS) | pilot.c.id.in_(holding))
-        .order_by(table.c.id)
+    pilot, task = schema.pilot.c, schema.task
+    # from what is live to the allocations, of which an old site has many more
+    holding = scans.by_index(select(task.c.pilot), "ix_task_on_pilot")
+    held = select(pilot.allocation).where(
+        pilot.id.in_(holding.where(text(schema.ON_PILOT_SQL), task.c.pilot.is_not(None)))
     )
-    return list(conn.scalars(query))
+    live = select(pilot.allocation).where(pilot.state.in_(LIVE_PILOTS))
+    ids = sorted(set(conn.scalars(union(live, held))))
+    return sorted(_in_states(conn, ids, (AllocationState.ENDED,))) if ids else []

@@ -24,8 +24,8 @@ from balsam_celery.service.inbox import push
 from balsam_celery.service.journal import Journal
 from balsam_celery.service.leading import NotLeading
 from balsam_celery.service.lingering import Lingering
-from balsam_celery.service.outboxes import Hangs, Patient
 from balsam_celery.service.pack import pack
+from balsam_celery.service.patience import Hangs, Patient
 from balsam_celery.service.poll import Poller
 from balsam_celery.service.publish import Publisher
 from balsam_celery.service.reap import reap
@@ -77,7 +77,8 @@ class Service:
         self.engine = Engine(site, app, store, redis_client(site), backend, self._journal, on_lead)
         self._announcer = Announcer()
         lingering = Lingering(store, self._client, site)
-        self._poller = Poller(store, scheduler, site, lingering)
+        self._patient = Patient()
+        self._poller = Poller(store, scheduler, site, lingering, self._patient)
         self._reconciler = Reconciler(store, self._client, site, self._send_kills)
         self._checks = Checks(
             store,
@@ -88,7 +89,6 @@ class Service:
             self.engine.outstanding,
             site.settings.retry,
         )
-        self._outboxes = Patient()
         self._giving_at: dict[str, float] = {}
         self._fade_at = 0.0
         self._pack_at = 0.0
@@ -141,7 +141,7 @@ class Service:
                         allocation,
                         record=self._record,
                         client=client,
-                        read=self._outboxes.read,
+                        read=self._patient.read,
                     )
                     push(client, prefix, Wake())
             for lost in lostnodes.find(self.store, self._scheduler, self._poller.running):
@@ -167,7 +167,7 @@ class Service:
             self.engine.courier.tell(self._checks.run())
             housekeep.sweep(self.store, self._client, self.site)
             if self.store.clock() >= self._fade_at:
-                self.store.run(runtimes.fade)
+                self.store.run(runtimes.fade, durable=False)
                 self._fade_at = self.store.clock() + _FADE
 
     @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,27 @@ NEVER = "can never start: "
 _LONGEST = 500
 
 
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What a pilot left in its allocation's directory that could not register.
+
+    Attributes:
+        error: the one line that says why it could not start; ``""``: there is none.
+        output: where its job's output is; ``""``: nowhere.
+    """
+
+    error: str = ""
+    output: str = ""
+
+
 def change(
-    row: AllocationRow, job: Job | None, *, now: float, gone: bool, served: bool
+    row: AllocationRow,
+    job: Job | None,
+    *,
+    now: float,
+    gone: bool,
+    served: bool,
+    left: Callable[[AllocationRow], Left],
 ) -> dict[str, Any]:
     """Columns of a QUEUED or RUNNING allocation to be set.
 
@@ -29,11 +50,15 @@ def change(
         now: seconds since the epoch.
         gone: the job was missing for so long that it counts as ended.
         served: a pilot has registered in it.
+        left: asked, with ``row``, what is left of one that ended without having served.
+
+    Raises:
+        Exception: what ``left`` raises.
     """
     if job is None or job.state is JobState.ENDED:
         if job is None and not gone:
             return {}
-        return _over(row, job, now, served)
+        return _over(row, job, now, served, left)
     values: dict[str, Any] = {}
     if job.native_id != row.native_id:
         values["native_id"] = job.native_id
@@ -53,7 +78,13 @@ def change(
     return values
 
 
-def _over(row: AllocationRow, job: Job | None, now: float, served: bool) -> dict[str, Any]:
+def _over(
+    row: AllocationRow,
+    job: Job | None,
+    now: float,
+    served: bool,
+    left: Callable[[AllocationRow], Left],
+) -> dict[str, Any]:
     values: dict[str, Any] = {"state": AllocationState.ENDED, "ended": now}
     if job is not None:
         values["started"] = row.started if row.started is not None else job.started
@@ -64,14 +95,20 @@ def _over(row: AllocationRow, job: Job | None, now: float, served: bool) -> dict
     elif row.reason.startswith(NEVER) and not began:
         values["state"] = AllocationState.FAILED
         reason = row.reason
-    elif not served and (error := start_up_error(row)):
-        reason = f"its pilot did not start: {error}"
     else:
+        found = Left() if served else left(row)
         reason = job.reason if job is not None else "the scheduler does not know the job any more"
-        if not served and (output := _output(row)):
-            reason = f"{reason or 'its job has ended'}; see {output}"
+        if found.error:
+            reason = f"its pilot did not start: {found.error}"
+        elif found.output:
+            reason = f"{reason or 'its job has ended'}; see {found.output}"
     values["reason"] = reason or (job.reason if job is not None else "") or "its job has ended"
     return values
+
+
+def left_behind(row: AllocationRow) -> Left:
+    """What lies in the allocation's directory; takes as long as its file system does."""
+    return Left(_start_up_error(row), _output(row))
 
 
 def _output(row: AllocationRow) -> str:
@@ -83,7 +120,7 @@ def _output(row: AllocationRow) -> str:
         return ""
 
 
-def start_up_error(row: AllocationRow) -> str:
+def _start_up_error(row: AllocationRow) -> str:
     """The one line that the allocation's pilot left when it could not start; "" when none."""
     try:
         with (Path(row.run_dir) / ERROR_FILE).open("rb") as file:

@@ -10,6 +10,7 @@ from sqlalchemy import (
     Connection,
     RowMapping,
     Table,
+    and_,
     case,
     func,
     insert,
@@ -156,9 +157,11 @@ def came_to_nothing(conn: Connection, since: float) -> list[AllocationRow]:
     unused = (
         (table.c.state == AllocationState.ENDED) & table.c.cancel_requested.is_(None) & not_(used)
     )
+    over = table.c.state.in_([AllocationState.ENDED, AllocationState.FAILED])
     query = (
         select(table)
-        .where(table.c.ended >= since, or_(table.c.state == AllocationState.FAILED, unused))
+        .where(over, table.c.ended >= since)  # found by index, however many ended before
+        .where(or_(table.c.state == AllocationState.FAILED, unused))
         .order_by(table.c.created, table.c.id)
     )
     return [AllocationRow.of(row) for row in conn.execute(query).mappings()]
@@ -235,6 +238,20 @@ def list_pilots(
         query = query.where(table.c.allocation == allocation)
     if allocations is not None:
         query = query.where(table.c.allocation.in_(list(allocations)))
+    return [PilotRow.of(row) for row in conn.execute(query).mappings()]
+
+
+def ended_since(conn: Connection, since: float) -> list[PilotRow]:
+    """ENDED pilots that ended after ``since``, or whose own end time is later, in no order.
+
+    Found by index, however many ended before.
+    """
+    table = schema.pilot
+    ended = table.c.state == PilotState.ENDED
+    # the state stands in each part, or SQLite reads all of that state
+    query = select(table).where(
+        or_(and_(ended, table.c.ended >= since), and_(ended, table.c.end_time >= since))
+    )
     return [PilotRow.of(row) for row in conn.execute(query).mappings()]
 
 

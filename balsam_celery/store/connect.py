@@ -101,12 +101,15 @@ def make_engine(
         # we say BEGIN ourselves, below: the driver's own would be deferred
         connection.isolation_level = None
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute(f"PRAGMA foreign_keys = {'ON' if foreign_keys else 'OFF'}")
 
     def begin(conn: Connection) -> None:
-        write = conn.get_execution_options().get("balsam_write", False)
-        conn.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+        options = conn.get_execution_options()
+        # a commit is on the disk before its effects (R7): NORMAL would lose the last ones with the
+        # machine's power, and with them that a job was submitted or an outcome acknowledged
+        synchronous = "FULL" if options.get("balsam_durable", True) else "NORMAL"
+        conn.exec_driver_sql(f"PRAGMA synchronous = {synchronous}")
+        conn.exec_driver_sql("BEGIN IMMEDIATE" if options.get("balsam_write", False) else "BEGIN")
 
     event.listen(engine, "connect", configure)
     event.listen(engine, "begin", begin)

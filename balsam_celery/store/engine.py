@@ -97,19 +97,26 @@ class Store:
         with translated(self.engine.url), self.engine.connect() as conn:
             yield conn
 
-    def run(self, fn: Callable[[Connection], T]) -> T:
+    def run(self, fn: Callable[[Connection], T], *, durable: bool = True) -> T:
         """Run ``fn`` in a transaction for writing, again when it fell to another one.
 
         ``fn`` may be called several times, so it must have no effect but on the connection.
         A connection lost in the very commit is not tried again, for nobody knows how it ended.
 
+        Args:
+            fn: what to do.
+            durable: its commit is on the disk when this returns. Else SQLite, which keeps all
+                others from writing meanwhile, does not wait for the disk: for what is done again
+                when it is lost with the machine's power.
+
         Raises:
             StoreError: it did not go through in :data:`TRIES` tries.
         """
+        writer = self._writer.execution_options(balsam_durable=durable)
         for left in reversed(range(TRIES)):
             ended = False
             try:
-                with self._writer.begin() as conn:
+                with writer.begin() as conn:
                     result = fn(conn)
                     ended = True
                 return result

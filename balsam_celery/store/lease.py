@@ -6,12 +6,75 @@ under the time to live.
 
 from __future__ import annotations
 
+import logging
+import time
+
 from sqlalchemy import ColumnElement, Connection, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from balsam_celery.holders import is_dead
+from balsam_celery.holders import is_dead, new_holder
 from balsam_celery.store import schema
 from balsam_celery.store.engine import Store
+
+log = logging.getLogger(__name__)
+
+
+class Candidate:
+    """One that wants to lead: takes a lease, and renews it at a third of its time to live.
+
+    Args:
+        store: the site's database.
+        name: what is led: ``"service"``, ``"beat"``.
+        ttl: seconds after which a leader that fell silent is replaced.
+
+    Attributes:
+        holder: unique in the world and time.
+        term: of the lease while it is ours, else ``None``.
+    """
+
+    def __init__(self, store: Store, name: str, ttl: float) -> None:
+        self._store = store
+        self._name = name
+        self._ttl = ttl
+        self._renewed = 0.0
+        self.holder = new_holder()
+        self.term: int | None = None
+
+    @property
+    def is_leader(self) -> bool:
+        """The lease was ours when last looked at, and has not run out since."""
+        return self.term is not None and time.monotonic() < self._renewed + self._ttl
+
+    def keep(self) -> bool:
+        """Take or renew the lease when it is time to; tell whether it is ours.
+
+        Raises:
+            StoreError: the database did not answer; what is ours is so until it runs out.
+        """
+        begun = time.monotonic()
+        if self.is_leader and begun < self._renewed + self._ttl / 3:
+            return True
+        if self.term is not None and not renew(
+            self._store, self._name, self.holder, self.term, self._ttl
+        ):
+            log.warning("another %s leads now", self._name)
+            self.term = None
+        if self.term is None:
+            self.term = acquire(self._store, self._name, self.holder, self._ttl)
+        if self.term is not None:
+            # counted from before the database was asked, so that it never lasts longer for us
+            self._renewed = begun
+        return self.term is not None
+
+    def give_up(self) -> None:
+        """Let another lead at once.
+
+        Raises:
+            StoreError: the database did not answer; the lease runs out by itself.
+        """
+        term, self.term = self.term, None
+        if term is not None:
+            release(self._store, self._name, self.holder, term)
 
 
 def acquire(store: Store, name: str, holder: str, ttl: float) -> int | None:
@@ -62,7 +125,7 @@ def renew(store: Store, name: str, holder: str, term: int, ttl: float) -> bool:
         statement = update(lease).where(*_is(name, holder, term))
         return conn.execute(statement.values(expires=store.clock() + ttl)).rowcount == 1
 
-    return store.run(prolong)
+    return store.run(prolong, durable=False)
 
 
 def release(store: Store, name: str, holder: str, term: int) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from balsam_celery.errors import SchemaError
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008")
 HEAD = REVISIONS[-1]
 
 

@@ -7,6 +7,7 @@ the literal conditions of ``store.schema`` here and no bound states; and even th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVarTuple
@@ -22,6 +23,7 @@ from sqlalchemy import (
     literal,
     select,
     text,
+    tuple_,
 )
 
 from balsam_celery.resources import Resources
@@ -249,13 +251,19 @@ def on_pilots(conn: Connection, pilot: str | None = None) -> list[TaskRow]:
     return read_tasks(conn, query)
 
 
-def kills_requested(conn: Connection, *, limit: int) -> list[TaskRow]:
-    """Tasks that are to be killed and are not final, oldest request first."""
+#: Where a look that goes on in turns stopped: the time that orders the tasks, and the last id.
+Place = tuple[float, str]
+BEGIN: Place = (-math.inf, "")
+
+
+def kills_requested(conn: Connection, *, limit: int, after: Place = BEGIN) -> list[TaskRow]:
+    """Tasks that are to be killed and are not final, oldest request first, those ``after``."""
     task = schema.task
+    order = (task.c.kill_requested, task.c.id)
     query = (
         by_index(select(task), "ix_task_kill_requested")
-        .where(text(schema.KILL_SQL))
-        .order_by(task.c.kill_requested)
+        .where(text(schema.KILL_SQL), tuple_(*order) > after)
+        .order_by(*order)
         .limit(limit)
     )
     return read_tasks(conn, query)

@@ -141,13 +141,15 @@ task = Table(
 PLACEABLE_SQL = "state IN ('PREPROCESSED', 'RESTART_READY')"
 ON_PILOT_SQL = "state IN ('DISPATCHED', 'RUNNING')"
 KILL_SQL = "kill_requested IS NOT NULL AND state NOT IN ('JOB_FINISHED', 'FAILED', 'USER_KILLED')"
+OPEN_STEP_SQL = f"{ON_PILOT_SQL} AND kind = 'celery'"
 PENDING_STEP_SQL = "state IN ('READY', 'STAGED_IN', 'RUN_DONE', 'RUN_ERROR', 'RUN_TIMEOUT')"
 for _name, _columns, _where in (
     ("ix_task_placeable", (task.c.priority.desc(), task.c.num_nodes.desc(), task.c.created),
      PLACEABLE_SQL),
     ("ix_task_on_pilot", (task.c.pilot,), ON_PILOT_SQL),
     ("ix_task_pending_step", (task.c.state, task.c.changed), PENDING_STEP_SQL),
-    ("ix_task_kill_requested", (task.c.kill_requested,), KILL_SQL),
+    ("ix_task_open_step", (task.c.changed, task.c.id), OPEN_STEP_SQL),
+    ("ix_task_kill_requested", (task.c.kill_requested, task.c.id), KILL_SQL),
 ):  # fmt: skip
     Index(_name, *_columns, sqlite_where=text(_where), postgresql_where=text(_where))
 Index("ix_task_state_created", task.c.state, task.c.created)
@@ -234,7 +236,7 @@ allocation = Table(
     Column("nodes_back", Integer, nullable=False, server_default="0"),
     Column("charged_back", Double, nullable=False, server_default="0"),
 )
-Index("ix_allocation_state", allocation.c.state)
+Index("ix_allocation_state_ended", allocation.c.state, allocation.c.ended)
 Index("ix_allocation_queue_created", allocation.c.queue, allocation.c.created)
 
 pilot = Table(
@@ -257,7 +259,14 @@ pilot = Table(
     Column("giving_back", Json),  # GivingBack by name of the node
 )
 Index("ix_pilot_allocation", pilot.c.allocation)
-Index("ix_pilot_state", pilot.c.state)
+Index("ix_pilot_state_ended", pilot.c.state, pilot.c.ended)
+Index("ix_pilot_state_end_time", pilot.c.state, pilot.c.end_time)
+Index(
+    "ix_pilot_giving_back",
+    pilot.c.registered,
+    sqlite_where=pilot.c.giving_back.is_not(None),
+    postgresql_where=pilot.c.giving_back.is_not(None),
+)
 
 effect = Table(
     "effect",

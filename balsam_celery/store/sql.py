@@ -1,13 +1,25 @@
-"""The few expressions that SQLite and PostgreSQL spell differently."""
+"""The few expressions that SQLite and PostgreSQL spell differently; updates of many rows."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from sqlalchemy import ARRAY, ColumnElement, Connection, String, bindparam, cast, func, select
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Connection,
+    String,
+    Table,
+    bindparam,
+    cast,
+    func,
+    select,
+    update,
+)
 
 _GLOB_TO_LIKE = str.maketrans({"%": r"\%", "_": r"\_", "\\": r"\\", "*": "%", "?": "_"})
 
@@ -38,3 +50,36 @@ def starts_with(conn: Connection, column: ColumnElement[str], prefix: str) -> Co
     if conn.dialect.name == "sqlite":
         return column.op("GLOB", is_comparison=True)(re.sub(r"[\[?*]", r"[\g<0>]", prefix) + "*")
     return column.startswith(prefix, autoescape=True)
+
+
+def update_each(
+    conn: Connection,
+    table: Table,
+    rows: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]],
+    *conditions: ColumnElement[bool],
+) -> int:
+    """Give each row values of its own, by one statement for each set of columns.
+
+    Args:
+        conn: from ``Store.write`` or ``Store.run``.
+        table: where.
+        rows: by which columns each is found, and what it gets.
+        conditions: must hold, too.
+
+    Returns:
+        How many were there.
+    """
+    groups: dict[tuple[tuple[str, ...], ...], list[dict[str, Any]]] = defaultdict(list)
+    for at, values in rows:
+        bound = {f"at_{name}": value for name, value in at.items()}
+        bound.update({f"new_{name}": value for name, value in values.items()})
+        groups[tuple(sorted(at)), tuple(sorted(values))].append(bound)
+    done = 0
+    for (found_by, names), several in groups.items():
+        statement = (
+            update(table)
+            .where(*(table.c[name] == bindparam(f"at_{name}") for name in found_by), *conditions)
+            .values({name: bindparam(f"new_{name}") for name in names})
+        )
+        done += conn.execute(statement, several).rowcount
+    return done

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, case, insert, select, update
 
 from balsam_celery.errors import StoreError
 from balsam_celery.states import FINAL, State, is_legal
 from balsam_celery.store import schema
-from balsam_celery.store.sql import any_of
+from balsam_celery.store.sql import any_of, update_each
 
 
 class IllegalTransition(ValueError):
@@ -102,6 +101,14 @@ def move(conn: Connection, moves: Sequence[Move], *, now: float, who: str) -> se
     return won
 
 
+def add_reason(conn: Connection, id: str, reason: str) -> None:
+    """Say more about a task's end, if it has ended; its state is what it was."""
+    task = schema.task.c
+    final = task.state.in_(sorted(state.value for state in FINAL))
+    with_reason = case((task.reason == "", reason), else_=task.reason + f"; {reason}")
+    conn.execute(update(schema.task).where(task.id == id, final).values(reason=with_reason))
+
+
 #: What a task that does not exist, or lost a move, is at: no move starts there.
 _GONE: tuple[State | None, int] = (None, -1)
 _OWN_COLUMNS = frozenset({"id", "state"})
@@ -128,26 +135,12 @@ def _update(
     changes: Mapping[str, dict[str, Any]],
     found: Mapping[str, tuple[State | None, int]],
 ) -> None:
-    """One guarded UPDATE for each task, whatever number of moves it made; one statement for each
-    set of columns."""
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
+    """One guarded UPDATE for each task, whatever number of moves it made."""
+    rows = []
     for id, change in changes.items():
         state, attempt = found[id]
-        row = {f"new_{name}": value for name, value in change.items()}
-        row.update(at_id=id, at_state=state, at_attempt=attempt)
-        groups[tuple(sorted(change))].append(row)
-    task = schema.task
-    for names, rows in groups.items():
-        statement = (
-            update(task)
-            .where(
-                task.c.id == bindparam("at_id"),
-                task.c.state == bindparam("at_state"),
-                task.c.attempt == bindparam("at_attempt"),
-            )
-            .values({name: bindparam(f"new_{name}") for name in names})
-        )
-        done = conn.execute(statement, rows).rowcount
-        if done != len(rows):
-            # the rows were locked, so only a transaction opened for reading gets here
-            raise StoreError(f"{len(rows) - done} tasks changed under a lock: use Store.write")
+        rows.append(({"id": id, "state": state, "attempt": attempt}, change))
+    done = update_each(conn, schema.task, rows)
+    if done != len(rows):
+        # the rows were locked, so only a transaction opened for reading gets here
+        raise StoreError(f"{len(rows) - done} tasks changed under a lock: use Store.write")

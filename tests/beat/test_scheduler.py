@@ -96,7 +96,7 @@ def test_the_leader_sends_and_the_second_waits(
     assert not second.leads
     said = [r.getMessage() for r in caplog.records if "another beat leads" in r.getMessage()]
     assert len(said) == 1
-    assert first._holder in said[0]
+    assert first._candidate.holder in said[0]
 
     def first_sends() -> bool:
         assert first.tick() <= TTL / 3
@@ -131,7 +131,7 @@ def test_a_dead_leader_is_replaced_and_notices_if_it_was_not_dead(
     first.close()  # gives up nothing that is not its own
     holder = lease.holder(store, NAME)
     assert holder is not None
-    assert holder[0] == second._holder
+    assert holder[0] == second._candidate.holder
     second.close()
 
 

@@ -135,14 +135,16 @@ def test_the_scheduler_takes_a_node_whose_keeper_hangs(head: Service, pilot: Pil
     """As when an administrator sets a node down that works on: its word is no proof."""
     keeper = pilot.identity_of("n1.keeper")
     procs.send(keeper, signal.SIGSTOP)
-    order = wire.encode(PilotOrder("lose", "it was set down", "n1"))
-    head.client.rpush(keys.control(head.prefix, pilot.id), order)
-    silent = [("n1", False, False)]
-    wait_until(lambda: lost(head) == silent, 30, "nothing more starts there")
-    wait_until(lambda: "no word for 60 s" in log_of(pilot), 90, "its keeper is given up")
-    assert lost(head) == silent
-    assert not [one for one in head.all(Ended) if one.id == "on-n1"]
-    procs.send(keeper, signal.SIGCONT)
+    try:
+        order = wire.encode(PilotOrder("lose", "it was set down", "n1"))
+        head.client.rpush(keys.control(head.prefix, pilot.id), order)
+        silent = [("n1", False, False)]
+        wait_until(lambda: lost(head) == silent, 30, "nothing more starts there")
+        wait_until(lambda: "no word for 60 s" in log_of(pilot), 90, "its keeper is given up")
+        assert lost(head) == silent
+        assert not [one for one in head.all(Ended) if one.id == "on-n1"]
+    finally:
+        procs.send(keeper, signal.SIGCONT)
     assert head.ended("on-n1").outcome == "lost"
     others_go_on(pilot, "n0", "n2")
 

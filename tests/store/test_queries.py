@@ -160,7 +160,9 @@ def test_scans_find_what_the_service_looks_for(store: Store) -> None:
         assert shapes[4, 0] == 1
         assert [row.id for row in scans.on_pilots(conn)] == ["placed"]
         assert [row.id for row in scans.on_pilots(conn, "pilot-2")] == []
-        assert [row.id for row in scans.kills_requested(conn, limit=10)] == ["placed"]
+        [kill] = scans.kills_requested(conn, limit=10)
+        assert kill.id == "placed"
+        assert scans.kills_requested(conn, limit=10, after=(7.0, "placed")) == []
 
 
 def test_memory_and_resources_make_shapes(store: Store) -> None:

@@ -69,6 +69,23 @@ def test_what_was_charged_is_taken_from_the_budget(store: Store, site: Site, clo
     assert decided(store, with_packing(site, budget=0.0)).budget is None
 
 
+def test_a_pilot_whose_nodes_cannot_be_read_counts_for_nothing(
+    store: Store, site: Site, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rows that nothing of ours has written keep nothing from being asked for."""
+    bad, good = (running_pilot(store, site, name) for name in ("p1", "p2"))
+    dispatched(store, "task01", "p1", running=True)
+    with store.write() as conn:
+        broken = update(schema.pilot).where(schema.pilot.c.id == "p1")
+        conn.execute(broken.values(nodes=[{"nonsense": 1}]))
+    decided(store, site)
+    with store.read() as conn:
+        live = allocations.list_allocations(conn)
+        seen = existing(conn, site.settings, live, estimates(conn, clock.now), clock.now)
+    assert {one.id: one.nodes for one in seen} == {bad: 0, good: 2}
+    assert "pilot p1 counts for nothing: its nodes cannot be read" in caplog.text
+
+
 def test_without_a_budget_left_the_backlog_waits(store: Store, site: Site, clock: Clock) -> None:
     add(store, program("task01"))
     plan = decided(store, with_packing(site, budget=0.01)).plan

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Collection
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import redis
 from balsam_celery.errors import SchedulerError, SchedulerUnavailable
 from balsam_celery.schedulers.base import Job, JobState, Scheduler
 from balsam_celery.service import poll as module
+from balsam_celery.service.patience import Patient
 from balsam_celery.service.poll import Poller
 from balsam_celery.service.submit import job_name, submit
 from balsam_celery.service.verdict import ERROR_FILE, GONE_AFTER, OVERDUE_AFTER
@@ -251,6 +254,53 @@ def test_what_a_pilot_could_not_do_is_the_reason(
     reason = allocation(store, silent).reason
     assert reason == "its pilot did not start: the launcher is \N{REPLACEMENT CHARACTER} missing"
     assert allocation(store, served).reason == "exit status 1"
+
+
+def test_what_a_pilot_left_on_a_file_system_that_hangs_delays_nothing_else(
+    store: Store, site: Site, scheduler: Scheduler, clock: Clock
+) -> None:
+    """A pipe that nobody writes to hangs as it does; one that comes back tells all."""
+    hanging, other = queued(store, site, "h"), running_pilot(store, site)
+    pipe = Path(allocation(store, hanging).run_dir) / ERROR_FILE
+    pipe.parent.mkdir(parents=True)
+    os.mkfifo(pipe)
+    told = Told(scheduler)
+    told.answer = {
+        id: Job(id, "", JobState.ENDED, ended=clock.now, reason="exit status 1") for id in "hx"
+    }
+    poller = Poller(store, told, site, patient=Patient(wait=0.05, patience=60))
+    body = threading.Thread(target=poller.poll, daemon=True)
+    body.start()
+    body.join(30)
+    assert not body.is_alive()
+    assert allocation(store, other).state is AllocationState.ENDED
+    row = allocation(store, hanging)
+    assert row.state is AllocationState.QUEUED
+    assert row.reason.startswith("its job has ended, and its pilot never came: the file system")
+    assert str(pipe.parent) in row.reason
+    assert told.cancelled == ()
+    pipe.write_bytes(b"no launcher\n")
+
+    def over() -> bool:
+        poller.poll()
+        return allocation(store, hanging).state is AllocationState.ENDED
+
+    wait_until(over, 20, "it answers")
+    assert allocation(store, hanging).reason == "its pilot did not start: no launcher"
+
+
+def test_what_a_pilot_left_is_not_waited_for_for_ever(
+    store: Store, site: Site, scheduler: Scheduler, clock: Clock
+) -> None:
+    id = queued(store, site, "h")
+    pipe = Path(allocation(store, id).run_dir) / ERROR_FILE
+    pipe.parent.mkdir(parents=True)
+    os.mkfifo(pipe)
+    told = Told(scheduler)
+    told.answer = {"h": Job("h", "", JobState.ENDED, ended=clock.now, reason="exit status 1")}
+    Poller(store, told, site, patient=Patient(wait=0.05, patience=0.0)).poll()
+    assert allocation(store, id).reason == "exit status 1"
+    pipe.write_bytes(b"")  # lets the thread go
 
 
 def test_of_two_jobs_of_one_name_the_one_that_runs_counts(

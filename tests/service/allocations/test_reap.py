@@ -13,7 +13,7 @@ from kombu.transport.redis import Channel
 
 from balsam_celery import keys
 from balsam_celery.outbox import Outbox
-from balsam_celery.service.outboxes import Hangs, Patient
+from balsam_celery.service.patience import Hangs, Patient
 from balsam_celery.service.reap import Read, reap
 from balsam_celery.service.record import record
 from balsam_celery.service.requests import request_kill

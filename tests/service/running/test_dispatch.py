@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from typing import Any
 
 import pytest
 from celery import Celery
 
 from balsam_celery.service.dispatch import Dispatcher
+from balsam_celery.service.hooks import Outstanding, Pending
 from balsam_celery.service.kill import REPEAT
 from balsam_celery.site import Site
+from balsam_celery.states import State
+from tests.service.rows import task_row
 from tests.service.running.player import Player
+from tests.waiting import wait_until
 
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
@@ -33,3 +39,31 @@ def test_an_order_to_take_back_what_still_waits_is_sent_again(
     assert sent(set(), 110.0) == []
     assert sent({other}, 110.5) == ["t2"]
     out.close()
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_the_end_of_a_hook_is_meant_for_its_message_whatever_the_clock(
+    site: Site, app: Celery[Any], player: Player
+) -> None:
+    """A worker passes over what was sent after the order, which a clock that went back makes."""
+    out = Dispatcher(app, player.client, site)
+    one, other = (Pending(task_row(State.RUN_ERROR, id=id), "handler") for id in ("t1", "t2"))
+    outstanding = Outstanding(copies={one.key: 500.0, other.key: 50.0})
+    with player.client.pubsub() as heard:
+        heard.psubscribe("*celery.pidbox*")
+        wait_until(lambda: heard.get_message() is not None, 10, "it listens")
+        out.end_hooks([one, other], outstanding, 100.0)
+        bodies: list[dict[str, Any]] = []
+
+        def both() -> bool:
+            if message := heard.get_message():
+                body = base64.b64decode(json.loads(message["data"])["body"])
+                bodies.append(json.loads(body)["arguments"])
+            return len(bodies) == 2
+
+        wait_until(both, 10, "the orders")
+    out.close()
+    assert {body["ids"][0]: body["now"] for body in bodies} == {
+        one.message_id: 500.0,
+        other.message_id: 100.0,
+    }

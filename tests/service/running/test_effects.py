@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from celery import Celery
 from kombu.exceptions import OperationalError
+from sqlalchemy import update
 
 from balsam_celery.service import effects
 from balsam_celery.service.effects import Performer
 from balsam_celery.service.publish import Publisher
 from balsam_celery.states import State
+from balsam_celery.store import schema
+from balsam_celery.store.effects import NewEffect
+from balsam_celery.store.effects import add as add_effects
 from balsam_celery.store.engine import Store
 from balsam_celery.store.insert import NewTask
+from balsam_celery.store.rows import EffectKind
 from tests.redis_server import RedisServer
 from tests.service.acting import advance, effects_of, step
 from tests.service.running.player import Player
-from tests.store.making import add, task
+from tests.store.making import add, program, task, walk
 
 pytestmark = pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 S = State
@@ -52,7 +58,7 @@ def test_what_can_never_be_sent_holds_up_nobody_and_fails(
     options: dict[str, Any],
     why: str,
 ) -> None:
-    monkeypatch.setattr(effects, "_LONGEST", 0.0)
+    monkeypatch.setattr(effects, "_PAUSE", 0.0)
     player.client.set(f"{player.prefix}odd", "no list")
     add(store, sent_with("s00001", **options), now=1.0)
     add(store, step("s00002"), step("c00001", parents=["s00001"]), now=2.0)
@@ -85,3 +91,68 @@ def test_a_redis_that_is_full_is_no_fault_of_an_effect(
     player.client.config_set("maxmemory", "0")
     assert performer.perform() == 1
     assert len(player.raw("tasks")) == 1
+
+
+def test_a_result_that_can_never_be_stored_is_given_up_and_told_of(
+    store: Store, performer: Performer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as an exception that is none: Celery refuses to make it."""
+    monkeypatch.setattr(effects, "_PAUSE", 0.0)
+    fail(store, "p00001", {"exc_type": "system", "exc_module": "os", "exc_message": ["x"]})
+    fail(store, "p00002", {"exc_type": "ValueError", "exc_module": "builtins", "exc_message": []})
+    assert performer.perform() == 1
+    [left] = effects_of(store, "p00001")
+    assert left.tries == 1
+    for _ in range(5):
+        assert performer.perform() == 0
+        assert task(store, "p00001").reason == "it failed"
+    performer.perform()
+    assert not effects_of(store, "p00001")
+    row = task(store, "p00001")
+    assert row.state is S.FAILED
+    assert row.reason.startswith("it failed; its result cannot be put into Redis, only read from")
+    assert task(store, "p00002").reason == "it failed"
+
+
+def test_an_errback_that_can_never_be_called_is_given_up_and_told_of(
+    store: Store, performer: Performer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = {"id": "e00001", "rows": [{"id": "e00001", "odd": 1, "receives": "nothing"}]}
+    greedy = {"id": "e00002", "name": "tell", "command": ["tell", "{9}"], "literal": False}
+    wrong = {"id": "e00002", "rows": [{**greedy, "kind": "program", "receives": "nothing"}]}
+    fail(store, "p00001", {}, odd)
+    fail(store, "p00002", {}, wrong)
+    before = time.time()
+    performer.perform()
+    # what the user asks for wrongly stays so
+    assert not effects_of(store, "p00002")
+    said = task(store, "p00002").reason
+    assert said.startswith("it failed; an error callback of it cannot be called: ")
+    assert "{9}" in said
+    # each try waits longer than the one before
+    [left] = effects_of(store, "p00001")
+    assert left.not_before >= before + 1
+    monkeypatch.setattr(effects, "_PAUSE", 0.0)
+    due_now(store)
+    for _ in range(5):
+        performer.perform()
+    assert task(store, "p00001").reason == "it failed"
+    performer.perform()
+    assert not effects_of(store, "p00001")
+    assert "cannot be called" in task(store, "p00001").reason
+
+
+def fail(store: Store, id: str, result: dict[str, Any], *errbacks: dict[str, Any]) -> None:
+    """A program that FAILED, with the effects of that."""
+    add(store, program(id))
+    path = [S.PREPROCESSED, S.DISPATCHED, S.RUN_ERROR, S.FAILED]
+    walk(store, id, path, reason="it failed", result=result)
+    asked = [NewEffect(id, EffectKind.RESULT, True)] if not errbacks else []
+    asked += [NewEffect(id, EffectKind.ERRBACK, one) for one in errbacks]
+    store.run(lambda conn: add_effects(conn, asked, now=0.0))
+
+
+def due_now(store: Store) -> None:
+    """Let no effect wait."""
+    with store.write() as conn:
+        conn.execute(update(schema.effect).values(not_before=0.0))

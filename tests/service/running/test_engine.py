@@ -5,10 +5,11 @@ from __future__ import annotations
 import signal
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+import redis
 from celery import Celery
 from sqlalchemy import text
 
@@ -18,6 +19,7 @@ from balsam_celery.service import engine as engine_module
 from balsam_celery.service.aside import put_aside
 from balsam_celery.service.cases import Batch
 from balsam_celery.service.engine import Engine
+from balsam_celery.service.inbox import Inbox
 from balsam_celery.service.requests import request_kill
 from balsam_celery.states import FINAL, State
 from balsam_celery.store.engine import Store
@@ -330,3 +332,25 @@ def test_a_pilot_of_a_strange_allocation_gets_nothing(
     wait_until(lambda: number in player.acknowledged("px", "pilot"), 20, "the acknowledgement")
     with store.read() as conn:
         assert not conn.execute(text("SELECT id FROM pilot")).all()
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_what_cannot_be_acknowledged_is_not_read_for_ever(
+    make_engine: MakeEngine, store: Store, player: Player, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis is lost between the two, or one sender can be told nothing: others get their turn."""
+
+    def lost(self: Inbox, reports: Sequence[Report]) -> None:
+        raise redis.exceptions.ConnectionError("Connection closed by server.")
+
+    monkeypatch.setattr(Inbox, "acknowledge", lost)
+    make_engine()
+    player.register("p1", (1,))
+    inbox = keys.inbox(player.prefix)
+    wait_until(lambda: not player.client.llen(inbox), 20, "it is taken out of the inbox")
+    assert player.acknowledged("p1", "pilot") == []
+    add(store, program("t00001"), now=time.time())
+    [spec] = player.wait_specs(1, "p1")
+    player.run("p1", "n0", spec)
+    wait_state(store, "t00001", S.JOB_FINISHED)
+    wait_until(lambda: not player.client.llen(inbox), 20, "so is its end")

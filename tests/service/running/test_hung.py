@@ -1,10 +1,12 @@
-"""A scheduler whose commands hang: tasks are placed and recorded all the same."""
+"""A scheduler or a file system that hangs: tasks are placed and recorded all the same."""
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +149,39 @@ def test_a_fault_in_one_ended_allocation_does_not_delay_others(
     service.poll()
     assert pilot(store, names[second]).state is PilotState.ENDED
     assert f"reaping allocation {first} has a fault" in caplog.text
+
+
+def test_an_outbox_on_a_file_system_that_hangs_delays_nothing_else(
+    service: Service, site: Site, store: Store
+) -> None:
+    """A pipe that nobody writes to hangs as it does."""
+    first, second = sorted(running_pilot(store, site, name) for name in ("p1", "p2"))
+    with store.read() as conn:
+        names = {one.allocation: one.id for one in allocations.list_pilots(conn)}
+    dispatched(store, "task01", names[first], running=True)
+    for id in (first, second):
+        set_allocation(store, id, AllocationState.ENDED, ended=time.time(), reason="the test")
+    pipe = Path(allocation(store, first).run_dir) / names[first] / "n0.outbox"
+    pipe.parent.mkdir(parents=True)
+    os.mkfifo(pipe)
+    body = threading.Thread(target=service.poll, daemon=True)
+    body.start()
+    body.join(60)
+    hangs = body.is_alive()
+    assert task(store, "task01").state is State.RUNNING
+    # it answers: there is nothing
+    gone = pipe.rename(pipe.with_suffix(".gone"))
+    with suppress(OSError):  # nobody reads it
+        os.close(os.open(gone, os.O_WRONLY | os.O_NONBLOCK))
+    body.join(60)
+    assert not hangs
+    assert pilot(store, names[second]).state is PilotState.ENDED
+
+    def reaped() -> bool:
+        service.poll()
+        return task(store, "task01").state is not State.RUNNING
+
+    wait_until(reaped, 30, "it is taken back")
 
 
 def test_an_outcome_that_sql_refuses_keeps_no_allocation_from_its_end(
