@@ -57,12 +57,10 @@ def inner_steps(
         nodes: the program's own.
         others: nodes of the job that are not.
     """
+    variables = {"PATH": os.pathsep.join([_BIN, environment.get("PATH", os.defpath)])}
     if not others:
-        return {}
-    variables = {
-        "PATH": os.pathsep.join([_BIN, environment.get("PATH", os.defpath)]),
-        "BALSAM_OTHER_NODES": ",".join(others),
-    }
+        return variables
+    variables["BALSAM_OTHER_NODES"] = ",".join(others)
     for name in ("OMPI_MCA_plm_slurm_args", "PRTE_MCA_plm_slurm_args"):
         given = environment.get(name, "").split()
         variables[name] = " ".join([*given, f"--nodelist={','.join(nodes)}"])

@@ -67,7 +67,7 @@ def _slurm_part(spec: TaskSpec) -> dict[str, str]:
 
     sbatch(1), "OUTPUT ENVIRONMENT VARIABLES". Open MPI reads ``SLURM_NODELIST`` and
     ``SLURM_TASKS_PER_NODE`` (``ras_slurm_module.c``), hydra these or the ones with ``JOB``
-    (``slurm_query_node_list.c``), srun the numbers of nodes, and the name for its steps.
+    (``slurm_query_node_list.c``), srun the numbers of nodes; ``bin/srun`` the name.
     """
     nodes = ",".join(share.node for share in spec.shares)
     counts = [str(max(1, len(share.cores))) for share in spec.shares]
