@@ -26,6 +26,9 @@ KILL = "balsam.kill"
 #: Celery task of the transitions worker.
 TRANSITION = "balsam.transition"
 
+#: Seconds that a pilot's heartbeats stay after the last of them.
+HEARTBEATS_LAST = 86400
+
 #: File in an allocation's directory with the one line that says why its pilot could not start.
 ERROR_FILE = "error.txt"
 

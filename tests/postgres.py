@@ -17,6 +17,8 @@ from typing import Any, BinaryIO
 import psycopg
 import pytest
 
+from balsam_celery import procs
+from balsam_celery.procs import Identity
 from tests.waiting import wait_until
 
 _START_TRIES = 3
@@ -46,6 +48,8 @@ class PostgresServer:
         self.directory = Path(tempfile.mkdtemp(prefix="balsam-pg-"))
         self._process: subprocess.Popen[bytes] | None = None
         self._count = 0
+        #: Processes that stand.
+        self.paused: list[Identity] = []
         # PostgreSQL refuses to run as root
         self._user: str | None = None
         if os.geteuid() == 0:
@@ -80,6 +84,7 @@ class PostgresServer:
 
     def stop(self) -> None:
         """Stop it and remove its directory."""
+        self.go_on()
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)  # "fast": breaks off what runs
             try:
@@ -122,8 +127,36 @@ class PostgresServer:
     def halt(self, number: signal.Signals) -> None:
         """End the server by a signal: SIGINT is "fast", SIGKILL what it is; data and port stay."""
         assert self._process is not None, "the server does not run"
+        self.go_on()  # a stopped one, or its back ends, would not notice
         self._process.send_signal(number)
         self._process.wait(30)
+
+    @property
+    def is_running(self) -> bool:
+        """It was started and has not ended."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def is_paused(self) -> bool:
+        """It is stopped by :meth:`pause`: whoever asks it waits."""
+        return bool(self.paused)
+
+    def pause(self) -> None:
+        """Stop the server and all its back ends where they are (SIGSTOP)."""
+        assert self._process is not None, "the server does not run"
+        found = procs.identity(self._process.pid)
+        assert found is not None, "the server has ended"
+        # the server first, so that it starts no further ones
+        self.paused.append(found)
+        procs.send(found, signal.SIGSTOP)
+        for entry in procs.descendants([found.pid]).values():
+            self.paused.append(entry.identity)
+            procs.send(entry.identity, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let what was paused go on."""
+        while self.paused:
+            procs.send(self.paused.pop(), signal.SIGCONT)
 
     def resume(self) -> None:
         """Start a halted server again, once what it left is gone."""

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from balsam_celery import procs
+from balsam_celery.procs import Identity
 from tests.waiting import wait_until
 
 #: Names of the nodes; each has 4 CPUs by its configuration, whatever the machine has.
@@ -125,15 +127,28 @@ class SlurmCluster:
         wait_until(lambda: self._pings() or process.poll() is not None, 30, "slurmctld answers")
         assert process.poll() is None, f"slurmctld does not start: {self._logs()}"
 
+    def controller(self) -> list[Identity]:
+        """The process of slurmctld, if it runs."""
+        found = self._controller and procs.identity(self._controller.pid)
+        return [found] if found is not None else []
+
+    def slurmd(self, name: str) -> list[Identity]:
+        """Processes of a node's slurmd, if it runs; those of steps have another name."""
+        node = self._nodes.get(name)
+        found = []
+        for entry in procs.descendants([node.pid]).values() if node is not None else ():
+            with contextlib.suppress(OSError):
+                comm = Path(f"/proc/{entry.identity.pid}/comm").read_text().strip()
+                if entry.lives and comm == "slurmd":
+                    found.append(entry.identity)
+        return found
+
     def kill_slurmd(self, name: str) -> None:
         """End a node's slurmd by SIGKILL; the steps on the node run on."""
-        node = self._nodes.pop(name)
-        self._former.append(node)
-        for pid in _descendants({node.pid}):
-            # a step's slurmstepd has another name
-            with contextlib.suppress(OSError):
-                if Path(f"/proc/{pid}/comm").read_text().strip() == "slurmd":
-                    _signal(pid, signal.SIGKILL)
+        doomed = self.slurmd(name)
+        self._former.append(self._nodes.pop(name))
+        for process in doomed:
+            procs.send(process, signal.SIGKILL)
 
     def start_slurmd(self, name: str) -> None:
         """Start the slurmd that was killed; it finds the node's steps again."""

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from balsam_celery.cli.output import say
-from balsam_celery.service.specs import slug
+from balsam_celery.service.specs import id_part
 from balsam_celery.store.prune import Removed
 
 
@@ -18,7 +18,7 @@ def delete_work_directory(run_dir: Path, removed: Removed) -> bool:
     if removed.work_dir is None:
         return False
     target = Path(removed.work_dir)
-    if target.parent.name.endswith(f".{slug(removed.id[:12], 'id')}"):
+    if target.parent.name.endswith(f".{id_part(removed.id)}"):
         target = target.parent  # the task's: holds the directories of its attempts
     # the links on the way are followed, as the file system would, but not one at its end
     if run_dir.resolve() not in (target.parent.resolve() / target.name).parents:

@@ -20,7 +20,8 @@ _LOST = re.compile(r"srun: error: Node failure on (\S+)")
 _NOT_STARTED = re.compile(
     r"^srun: error: (Unable to confirm allocation for job .*|Unable to create step for job"
     r".*(?:Unable to contact slurm controller|Socket timed out|Zero Bytes were transmitted"
-    r"|Memory required by task is not available|Required node not available).*"
+    r"|Unexpected missing socket error|Memory required by task is not available"
+    r"|Required node not available).*"
     r"|Application launch failed: (?:Communication connection failure|Socket timed out).*)$",
     re.MULTILINE,
 )

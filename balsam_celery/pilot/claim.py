@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between tries while Redis does not answer.
 _PAUSE = 1.0
+#: Seconds that a claim outlives its allocation, unless the service deletes it before. It does where
+#: the pilot came to registering; and for that long a submission in doubt may still be looked into.
+_LASTS = 30 * 86400
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -53,7 +56,8 @@ def claim(context: PilotContext) -> None:
     try:
         while True:
             try:
-                client.set(key, context.native_id, nx=True)
+                left = max(0, int(context.end_time - time.time()))
+                client.set(key, context.native_id, nx=True, ex=left + _LASTS)
                 holder = client.get(key)
                 break
             except redis.AuthenticationError as error:

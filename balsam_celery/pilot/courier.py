@@ -196,7 +196,7 @@ class Courier(threading.Thread):
         if beat:
             heartbeat = Heartbeat(time.time(), self._pid, self._state, self._outbox.held())
             commands.append(("HSET", self._heartbeats, self._node, encode(heartbeat)))
-            commands.append(("EXPIRE", self._heartbeats, "86400"))
+            commands.append(("EXPIRE", self._heartbeats, str(keys.HEARTBEATS_LAST)))
         answer = self._post.exchange(self._outbox.unacknowledged(), commands)
         if answer is None:
             return

@@ -204,6 +204,8 @@ class Supervisor:
             self._next_beat = now + self._settings.pilot.heartbeat_interval
             beat = encode(Heartbeat(time.time(), os.getpid(), self._state))
             commands.append(("HSET", self._heartbeats, "pilot", beat))
+            # the service deletes those of pilots that it knows; not all live until they register
+            commands.append(("EXPIRE", self._heartbeats, str(keys.HEARTBEATS_LAST)))
         answer = self._post.exchange(list(self._records.items()), commands)
         if answer is None:
             return None

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 ASIDE = "put aside: "
 
 
-def registered(conn: Connection, one: Registered) -> str:
+def registered(conn: Connection, one: Registered, now: float) -> str:
     """Insert a pilot's row; it fences older incarnations in the same allocation (R4).
 
     An allocation whose submission was in doubt is RUNNING then: its job has called.
@@ -35,7 +35,18 @@ def registered(conn: Connection, one: Registered) -> str:
         return f"the site has no allocation {one.allocation}"
     if allocation.state not in LIVE_ALLOCATIONS:
         log.warning("pilot %s: its allocation %s is over", one.pilot, one.allocation)
-        return f"its allocation is over: {allocation.reason}"
+        reason = f"its allocation is over: {allocation.reason}"
+        if _insert(conn, one):
+            # known from now on, so that what it has left in Redis is deleted (housekeep.sweep)
+            allocations.update_pilot(
+                conn,
+                one.pilot,
+                (PilotState.LIVE,),
+                state=PilotState.ENDED,
+                ended=now,
+                reason=reason,
+            )
+        return reason
     if allocation.state is AllocationState.REQUESTED and one.native_id:
         allocations.update_allocation(
             conn,
@@ -46,17 +57,7 @@ def registered(conn: Connection, one: Registered) -> str:
             started=one.time,
             reason=allocation.reason if allocation.cancel_requested is not None else "",
         )
-    is_new = allocations.insert_pilot(
-        conn,
-        id=one.pilot,
-        allocation=one.allocation,
-        host=one.host,
-        pid=one.pid,
-        nodes=[to_plain(node) for node in one.nodes],
-        end_time=one.end_time,
-        now=one.time,
-    )
-    if not is_new:
+    if not _insert(conn, one):
         return ""
     log.info("pilot %s on %s: %d nodes", one.pilot, one.host, len(one.nodes))
     for older in allocations.list_pilots(conn, LIVE_PILOTS, allocation=one.allocation):
@@ -67,6 +68,19 @@ def registered(conn: Connection, one: Registered) -> str:
                 conn, older.id, (PilotState.LIVE,), state=PilotState.DRAINING, reason=reason
             )
     return ""
+
+
+def _insert(conn: Connection, one: Registered) -> bool:
+    return allocations.insert_pilot(
+        conn,
+        id=one.pilot,
+        allocation=one.allocation,
+        host=one.host,
+        pid=one.pid,
+        nodes=[to_plain(node) for node in one.nodes],
+        end_time=one.end_time,
+        now=one.time,
+    )
 
 
 def stops(conn: Connection, pilot: str, reason: str) -> None:

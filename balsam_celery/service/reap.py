@@ -12,6 +12,7 @@ from sqlalchemy import Connection, select
 from balsam_celery import keys
 from balsam_celery.resources import NodeCapacity
 from balsam_celery.service import outboxes
+from balsam_celery.service.orders import LIFE
 from balsam_celery.site import Site
 from balsam_celery.store import allocations, schema
 from balsam_celery.store.allocations import LIVE_PILOTS
@@ -143,7 +144,8 @@ def _end_pilots(conn: Connection, pilots: Sequence[str], row: AllocationRow, now
 def delete_keys(client: redis.Redis, prefix: str, pilot: PilotRow, *, orders: bool = True) -> None:
     """Delete all that a dead pilot, its workers and its allocation have in Redis.
 
-    Not its ``orders`` once it may have been told to end: they are forgotten by themselves.
+    Not its ``orders`` once it may have been told to end: these are forgotten after an hour, also
+    where whoever gave them was killed before it had said so.
 
     A worker that was killed leaves its queue, and a mailbox for remote control that would gather
     every broadcast for ever. A failure is logged; ``housekeep.sweep`` tries again.
@@ -172,6 +174,7 @@ def delete_keys(client: redis.Redis, prefix: str, pilot: PilotRow, *, orders: bo
     try:
         with client.pipeline(transaction=False) as pipe:
             pipe.delete(*doomed)
+            pipe.expire(keys.control(prefix, pilot.id), LIFE)
             for shared in (kind + "celery.pidbox" for kind in bindings):
                 members = client.smembers(shared)
                 bound = [member for member in members if any(box in member for box in mailboxes)]

@@ -87,7 +87,7 @@ def record(
         elif isinstance(one, TransitionEnded):
             transitions.ended(batch, one)
         elif isinstance(one, Registered):
-            if reason := pilots.registered(conn, one):
+            if reason := pilots.registered(conn, one, now):
                 unwanted.append((one.pilot, reason))
         elif isinstance(one, PilotEnded):
             pilots.ended(conn, one)

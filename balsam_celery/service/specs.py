@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import signal
 from pathlib import Path
@@ -16,6 +17,8 @@ from balsam_celery.wire import TaskSpec
 #: Tasks that share one message at the most (DESIGN section 3).
 BUNDLE = 16
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
+#: What ``uuid4`` gives.
+_RANDOM = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
 
 def slug(text: str, default: str) -> str:
@@ -24,9 +27,23 @@ def slug(text: str, default: str) -> str:
     return safe or default
 
 
+def id_part(id: str) -> str:
+    """What tells a task's directory from those of all others.
+
+    Of an id that Celery or we have made, which is random, twelve characters do; one that the user
+    has chosen may differ from others in any character.
+    """
+    if _RANDOM.fullmatch(id):
+        return id[:12]
+    safe = slug(id, "id")
+    if safe == id:
+        return safe
+    return f"{safe}.{hashlib.blake2b(id.encode(), digest_size=6).hexdigest()}"
+
+
 def task_dir(run_dir: Path, row: TaskRow) -> Path:
     """Directory of a task; its attempts have a directory each in it."""
-    name = f"{slug(row.name, 'task')}.{slug(row.id[:12], 'id')}"
+    name = f"{slug(row.name, 'task')}.{id_part(row.id)}"
     return run_dir / "work" / slug(row.workflow, "default") / name
 
 

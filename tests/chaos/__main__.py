@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.chaos import report
 from tests.chaos.plan import KINDS, SOON, faults, possible
-from tests.chaos.report import Result
+from tests.chaos.report import LOST_PILOT, RESTART, Result
 from tests.chaos.run import Run
 from tests.chaos.stage import DATABASES, SITES, present, stage
 
@@ -39,6 +39,15 @@ def main() -> int:
     parser.add_argument("--database", choices=DATABASES, default="sqlite")
     parser.add_argument(
         "--into", type=Path, default=Path("chaos.jsonl"), help="results, a line each"
+    )
+    parser.add_argument(
+        "--strict-recovery",
+        action="store_true",
+        help=f"find fault with full work later than {RESTART:.0f} s after the restart of a process"
+        f" of the site, or {LOST_PILOT:.0f} s after the loss of a pilot, each without other faults",
+    )
+    parser.add_argument(
+        "--keep", type=Path, help="where the logs and files of runs that found something are kept"
     )
     options = parser.parse_args()
     # what was started is stopped then too
@@ -69,8 +78,10 @@ def _one(result: Result, options: argparse.Namespace) -> None:
     with stage(result.site, result.database) as world:
         kinds = possible(KINDS, present(world))
         left_out = sorted({kind.name for kind in KINDS} - {kind.name for kind in kinds})
-        say(f"without {', '.join(left_out) or 'nothing'}")
-        run = Run(world, result, options.tasks, say)
+        # times of attempts are told as seconds since the epoch
+        say(f"now is {time.time():.1f}; without {', '.join(left_out) or 'nothing'}")
+        strict, keep = options.strict_recovery, options.keep
+        run = Run(world, result, options.tasks, say, strict=strict, keep=keep)
         plan = faults(result.seed, kinds, share=options.share, soon=options.soon)
         run.go(plan, 60 * options.minutes)
         for note in world.notes:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from typing import Any
 
 import redis
 from sqlalchemy import func, select
 
-from balsam_celery import procs
 from balsam_celery.errors import StoreError
-from balsam_celery.states import FINAL, State, celery_state
+from balsam_celery.states import FINAL
 from balsam_celery.store import schema
-from tests.chaos import audit, workload
+from tests.chaos import audit, leftovers, workload
 from tests.chaos.ledger import Line
+from tests.chaos.plan import Injected
 from tests.chaos.report import Result
+from tests.chaos.results import wrong_results
 from tests.chaos.world import World
 from tests.waiting import wait_until
 
@@ -47,8 +50,14 @@ def _within(seconds: float, condition: object) -> None:
         return  # the audit tells what is missing
 
 
-def fill_in(world: World, result: Result, count: int, lines: list[Line]) -> None:
-    """Make the audit; the allocations are ended on the way, the site stays up."""
+def fill_in(
+    world: World,
+    result: Result,
+    count: int,
+    lines: Sequence[Line],
+    injected: Sequence[Injected],
+) -> None:
+    """Make the audit; the allocations are ended on the way, and then the site."""
     with world.live.store.read() as conn:
         tasks = schema.task.c
         rows = conn.execute(select(schema.task).where(tasks.workflow == workload.WORKFLOW))
@@ -58,33 +67,38 @@ def fill_in(world: World, result: Result, count: int, lines: list[Line]) -> None
         events = [dict(row) for row in conn.execute(by_id).mappings()]
         owed = conn.scalar(select(func.count()).select_from(schema.effect))
     site = world.live.site.settings.site.id
-    found = audit.audit(site, workload.tasks(result.seed, count), lines, rows, attempts, events)
+    asked = workload.tasks(result.seed, count)
+    found = audit.audit(site, asked, lines, rows, attempts, events, injected)
     if owed:
         found.owed.append(f"{owed} effects are not performed")
-    found.owed += _results(world, rows)
+    kept = _results(world, [row["id"] for row in rows])
+    found.owed += wrong_results(rows, kept, injected)
     world.live.balsam("allocations", "cancel", "--all")
     _within(60.0, lambda: not _alive(world))
     _within(60.0, lambda: not _keys(world))
     found.keys += _keys(world)
-    found.orphans += [f"pid {pid}" for pid in sorted(_orphans(rows))]
+    hunted = leftovers.Hunted.of(world.directory, rows, _local_jobs(world))
+    # first beside the site, whose own end would take away what its processes have left
+    _within(60.0, lambda: not hunted.alive(world.services()))
+    orphans = hunted.alive(world.services())
+    world.down()
+    _within(60.0, lambda: not hunted.alive())
+    found.orphans += sorted({*orphans, *hunted.alive()})
     result.tasks, result.attempts = len(rows), len(attempts)
     result.done_again = audit.done_again(lines)
     result.findings = found.counts()
     result.told = found.told()[:_TOLD]
 
 
-def _results(world: World, rows: list[dict[str, object]]) -> list[str]:
-    """Celery results that Redis has and that are not the row's; the backend asks SQL for others."""
+def _results(world: World, ids: Sequence[str]) -> dict[str, Any]:
+    """What Redis has as results, by id."""
     prefix = world.live.site.settings.key_prefix
-    found = []
     with world.redis() as client:
-        for row in rows:
-            kept = client.get(f"{prefix}celery-task-meta-{row['id']}")
-            status = json.loads(kept)["status"] if kept is not None else None
-            wanted = celery_state(State(str(row["state"])))
-            if status not in (None, wanted):
-                found.append(f"{row['id']}: the Celery result is {status}, the task {wanted}")
-    return found
+        kept = client.mget([f"{prefix}celery-task-meta-{id}" for id in ids])
+    return {
+        id: None if value is None else json.loads(value)
+        for id, value in zip(ids, kept, strict=True)
+    }
 
 
 def _alive(world: World) -> list[str]:
@@ -94,27 +108,23 @@ def _alive(world: World) -> list[str]:
 
 
 def _keys(world: World) -> list[str]:
-    """Keys of pilots that have ended, but for those that go by themselves."""
-    prefix = world.live.site.settings.key_prefix
-    pilot = schema.pilot.c
+    """What Redis keeps of pilots and allocations that have ended."""
+    pilot, allocation = schema.pilot.c, schema.allocation.c
     with world.live.store.read() as conn:
-        ended = list(conn.scalars(select(pilot.id).where(pilot.state == "ENDED")))
-    found = []
+        pilots = list(conn.scalars(select(pilot.id).where(pilot.state == "ENDED")))
+        ended = select(allocation.id).where(allocation.state.in_(("ENDED", "FAILED")))
+        allocations = list(conn.scalars(ended))
     try:
         with world.redis() as client:
-            for key in client.scan_iter(f"{prefix}*", count=1000):
-                name = key.decode(errors="replace")
-                if any(id in name for id in ended) and client.ttl(key) < 0:
-                    found.append(name)
+            prefix = world.live.site.settings.key_prefix
+            return leftovers.keys(client, prefix, pilots, allocations)
     except redis.RedisError as error:
         return [f"Redis does not answer: {error}"]
-    return found
 
 
-def _orphans(rows: list[dict[str, object]]) -> set[int]:
-    """Processes of tasks that live though all tasks are final."""
-    return {
-        pid
-        for pid in procs.marked([f"BALSAM_TASK_ID={row['id']}" for row in rows])
-        if procs.identity(pid) is not None
-    }
+def _local_jobs(world: World) -> list[str]:
+    """Names of the local scheduler's jobs, as their processes are branded."""
+    native, site = schema.allocation.c.native_id, world.live.site.settings.site.id
+    with world.live.store.read() as conn:
+        ids = conn.scalars(select(native).where(native.like("local-%")))
+        return [f"{site}.{id.removeprefix('local-')}" for id in ids]

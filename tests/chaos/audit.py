@@ -9,8 +9,13 @@ from typing import Any
 
 from balsam_celery.states import FINAL, TRANSITIONS, State
 from tests.chaos import ledger
+from tests.chaos.callbacks import wrong_callbacks
 from tests.chaos.ledger import Line
-from tests.chaos.workload import RULES, Task, task_id
+from tests.chaos.plan import Injected
+from tests.chaos.workload import RULES, Task, named
+
+#: Faults that kill the transitions worker; of an earlier life's, ``balsam up`` does.
+KILL_HOOKS = ("kill:transitions", "kill:supervisor")
 
 
 @dataclass
@@ -26,7 +31,8 @@ class Findings:
         histories: events that do not follow each other along the table of states.
         orphans: processes left.
         keys: what dead pilots left in Redis.
-        owed: effects that were not performed, or results that are not the row's.
+        owed: effects that were not performed, or results that are missing or not the row's.
+        callbacks: hooks and errbacks that did not run, or for another attempt or task.
     """
 
     lost: list[str] = field(default_factory=list)
@@ -38,6 +44,7 @@ class Findings:
     orphans: list[str] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     owed: list[str] = field(default_factory=list)
+    callbacks: list[str] = field(default_factory=list)
 
     def counts(self) -> dict[str, int]:
         """How many of each."""
@@ -55,6 +62,7 @@ def audit(
     rows: Sequence[Mapping[str, Any]],
     attempts: Sequence[Mapping[str, Any]],
     events: Sequence[Mapping[str, Any]],
+    injected: Sequence[Injected] = (),
 ) -> Findings:
     """Look at what can be told from tasks, ledger and SQL alone.
 
@@ -65,13 +73,14 @@ def audit(
         rows: of the table ``task``.
         attempts: of ``attempt``.
         events: of ``event``, by id.
+        injected: the faults.
     """
     found = Findings()
     by_id = {row["id"]: row for row in rows}
     tries: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for attempt in attempts:
         tries[attempt["task"]].append(attempt)
-    names = {task_id(site, task.number): task for task in asked}
+    names = named(site, asked)
     found.unmatched += [f"{id}: nobody asked for it" for id in by_id.keys() - names.keys()]
     for id, task in names.items():
         row = by_id.get(id)
@@ -82,8 +91,9 @@ def audit(
         else:
             _one(found, id, task, row, tries[id])
     found.overlapped += ledger.overlaps(lines)
-    found.twice += ledger.run_twice(lines)
+    found.twice += ledger.run_twice(lines, [one for one in injected if one.kind in KILL_HOOKS])
     found.unmatched += _unmatched(lines, attempts)
+    found.callbacks += wrong_callbacks(names, lines, attempts)
     found.histories += histories(events)
     return found
 
@@ -101,7 +111,7 @@ def _one(
         reason = f"{row['reason']}: {_told(tries)}"
         found.wrong.append(f"{id} ({task.kind}) is {row['state']}, not {rule.state}: {reason}")
         return
-    codes = Counter(one["exit_code"] for one in tries if one["outcome"] == "exit")
+    codes = Counter(map(_status, tries))
     if codes[0] > 1:
         found.twice.append(f"{id} ({task.kind}) has {codes[0]} recorded successes")
     elif rule.status is not None and codes[rule.status] != rule.decisive:
@@ -109,31 +119,34 @@ def _one(
         found.wrong.append(f"{id} ({task.kind}) has the recorded exits {exits}")
 
 
+def _status(attempt: Mapping[str, Any]) -> int | None:
+    """Recorded exit status of an attempt, of a step 0 or 1; ``None`` if it ended otherwise."""
+    if attempt["outcome"] == "exit":
+        return int(attempt["exit_code"])
+    return {"SUCCESS": 0, "FAILURE": 1}.get(attempt["outcome"])
+
+
 def _told(tries: Iterable[Mapping[str, Any]]) -> str:
     """What is recorded of the attempts of a task, a line each."""
     lines = []
     for one in tries:
         told = str(one.get("stderr_tail") or "").strip()[-300:]
-        facts = (one["number"], one.get("pilot"), one["outcome"], one.get("reason"), told)
-        lines.append(f"\n    {facts}")
+        names = ("number", "pilot", "nodes", "started", "ended", "outcome", "reason")
+        lines.append(f"\n    {[one.get(name) for name in names]} {told!r}")
     return "".join(lines)
 
 
 def _unmatched(lines: Sequence[Line], attempts: Sequence[Mapping[str, Any]]) -> list[str]:
     found = []
     known = {(one["task"], one["number"]) for one in attempts}
-    ran = {(line.task, line.attempt) for line in lines}
+    ran = {(line.task, line.attempt) for line in lines if not line.is_hook}
     found += [f"{task}: attempt {number} ran without a row" for task, number in ran - known]
     good = ledger.successes(lines)
     for one in attempts:
         who = f"{one['task']}: attempt {one['number']}"
         if one["ended"] is None or one["outcome"] is None:
             found.append(f"{who} has no outcome")
-        elif (
-            one["outcome"] == "exit"
-            and one["exit_code"] == 0
-            and one["number"] not in good.get(one["task"], ())
-        ):
+        elif _status(one) == 0 and one["number"] not in good.get(one["task"], ()):
             found.append(f"{who} is recorded as a success that no program tells of")
     return found
 
@@ -158,4 +171,5 @@ def done_again(lines: Sequence[Line]) -> int:
 
     No fault: whoever was to write the end down was killed before it could.
     """
-    return sum(len(attempts) > 1 for attempts in ledger.successes(lines).values())
+    programs = [line for line in lines if not line.is_hook]
+    return sum(len(attempts) > 1 for attempts in ledger.successes(programs).values())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 
 import redis
@@ -23,7 +25,7 @@ from tests.chaos.world import World
 Lift = Callable[[], None]
 #: Seconds by which a clock goes wrong, at the least and at the most.
 WRONG = (60.0, 1800.0)
-_SITE = ("service", "beat", "transitions", "redis", "supervisor")
+_SITE = ("service", "beat", "transitions", "tasks", "redis", "supervisor")
 _pause = threading.Event()
 
 
@@ -49,6 +51,21 @@ def inject(world: World, fault: Fault) -> Lift | None:
     return lambda: _go_on(victim)
 
 
+def restarted(world: World, kind: str) -> float | None:
+    """When the process began that stands for the one that ``kind`` has killed.
+
+    Returns:
+        A time of the monotonic clock; ``None`` unless that was a process of the site.
+    """
+    action, _, whom = kind.partition(":")
+    # who gives `balsam up` after the supervisor's death has all processes started anew
+    name = {"service-owing": "service", "supervisor": "service"}.get(whom, whom)
+    if action != "kill" or name not in _SITE or (process := world.process(name)) is None:
+        return None
+    since_boot = process.start_time / os.sysconf("SC_CLK_TCK")
+    return since_boot + time.monotonic() - time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 def _go_on(victim: Identity) -> None:
     procs.send(victim, signal.SIGCONT)
 
@@ -71,6 +88,8 @@ def _kill_supervisor(world: World, fault: Fault) -> Lift:
 
     def again() -> None:
         """What a user or a cron job does; until all answers."""
+        if world.is_sql_paused:
+            raise NotNow("SQL is away")  # and is lifted by whom this would keep waiting
         done = subprocess.run(
             [str(BIN / "balsam"), "up"], env=world.live.environment,
             capture_output=True, text=True, check=False,
@@ -92,7 +111,7 @@ def _kill_service_owing(world: World, _fault: Fault) -> None:
             raise NotNow("no service")
         procs.send(service, signal.SIGSTOP)
         try:
-            with world.live.store.read() as conn:
+            with world.read() as conn:
                 owed = list(conn.scalars(query))
             with world.redis() as client:
                 prefix = world.live.site.settings.key_prefix
@@ -177,19 +196,49 @@ def _stop_postgres(world: World, _fault: Fault) -> Lift:
     return world.postgres.resume
 
 
+def _pause_postgres(world: World, _fault: Fault) -> Lift:
+    assert world.postgres is not None
+    if not world.postgres.is_running or world.postgres.is_paused:
+        raise NotNow("PostgreSQL is away")
+    world.postgres.pause()
+    return world.postgres.go_on
+
+
 def _kill_controller(world: World, _fault: Fault) -> Lift:
-    cluster = world.cluster
-    assert cluster is not None
-    cluster.stop_controller(signal.SIGKILL)
-    return cluster.start_controller
+    assert world.cluster is not None
+    if not world.cluster.controller():
+        raise NotNow("no slurmctld")
+    world.cluster.stop_controller(signal.SIGKILL)
+    return world.cluster.start_controller
 
 
 def _kill_slurmd(world: World, fault: Fault) -> Lift:
-    cluster = world.cluster
-    assert cluster is not None
-    name = f"n{1 + int(fault.choice * 8)}"
-    cluster.kill_slurmd(name)
-    return lambda: cluster.start_slurmd(name)
+    assert world.cluster is not None
+    name = _node(fault)
+    if not world.cluster.slurmd(name):
+        raise NotNow(f"no slurmd on {name}")
+    world.cluster.kill_slurmd(name)
+    return lambda: world.cluster.start_slurmd(name)
+
+
+def _pause_slurm(world: World, fault: Fault) -> Lift:
+    assert world.cluster is not None
+    is_controller = fault.kind == "pause:slurmctld"
+    victims = world.cluster.controller() if is_controller else world.cluster.slurmd(_node(fault))
+    if not victims:
+        raise NotNow("it does not run")
+    for victim in victims:
+        procs.send(victim, signal.SIGSTOP)
+
+    def go_on() -> None:
+        for victim in victims:
+            procs.send(victim, signal.SIGCONT)
+
+    return go_on
+
+
+def _node(fault: Fault) -> str:
+    return f"n{1 + int(fault.choice * 8)}"
 
 
 _SPECIAL: dict[str, Callable[[World, Fault], Lift | None]] = {
@@ -203,6 +252,9 @@ _SPECIAL: dict[str, Callable[[World, Fault], Lift | None]] = {
     "clock:behind": _wrong_clock,
     "kill:postgres": _kill_postgres,
     "stop:postgres": _stop_postgres,
+    "pause:postgres": _pause_postgres,
     "kill:slurmctld": _kill_controller,
     "kill:slurmd": _kill_slurmd,
+    "pause:slurmctld": _pause_slurm,
+    "pause:slurmd": _pause_slurm,
 }

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from tests.chaos.plan import Injected
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
     """One line (``tests.chaos.program``).
 
     Attributes:
-        what: ``start``, ``end`` or ``overlap``.
-        task, attempt, rank: who.
+        what: ``start``, ``end``, ``overlap`` or ``told``.
+        task, attempt, rank: who; ``ID:STEP`` for a hook of a task.
         pid: its process.
         monotonic, wall: when, in seconds, by the clocks of the machine.
-        last: cores it holds, or its exit status.
+        last: cores it holds, its exit status, or the task that it is told of.
     """
 
     what: str
@@ -26,6 +28,11 @@ class Line:
     monotonic: float
     wall: float
     last: str
+
+    @property
+    def is_hook(self) -> bool:
+        """Of a task's hook."""
+        return ":" in self.task
 
     @property
     def run(self) -> tuple[str, int, str]:
@@ -58,6 +65,8 @@ def overlaps(lines: Iterable[Line]) -> list[str]:
     for line in lines:
         if line.what == "overlap":
             found.append(f"{line.task}: attempt {line.attempt} found an earlier one alive")
+        if line.what not in ("start", "end"):
+            continue
         book = started if line.what == "start" else ended
         times = book.setdefault(line.task, {})
         choose = min if line.what == "start" else max
@@ -69,15 +78,28 @@ def overlaps(lines: Iterable[Line]) -> list[str]:
     return found
 
 
-def run_twice(lines: Iterable[Line]) -> list[str]:
-    """Attempts of which a rank started more than once, in words."""
-    seen: set[tuple[str, int, str]] = set()
+def run_twice(lines: Iterable[Line], killed: Iterable[Injected] = ()) -> list[str]:
+    """Attempts of which a rank started more than once, and hooks that did, in words.
+
+    Args:
+        lines: the ledger.
+        killed: faults that have killed the transitions worker: if one came after the start of a
+            hook, and before the next, that is right.
+    """
+    seen: dict[tuple[str, int, str], float] = {}
     found = []
+    killed = list(killed)
     for line in lines:
-        if line.what == "start":
-            if line.run in seen:
-                found.append(f"{line.task}: attempt {line.attempt}, rank {line.rank} ran twice")
-            seen.add(line.run)
+        if line.what != "start":
+            continue
+        before = seen.get(line.run)
+        seen[line.run] = line.monotonic
+        if before is None or (
+            line.is_hook
+            and any(one.monotonic < line.monotonic and before < one.lifted for one in killed)
+        ):
+            continue
+        found.append(f"{line.task}: attempt {line.attempt}, rank {line.rank} ran twice")
     return found
 
 

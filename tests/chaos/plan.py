@@ -45,6 +45,7 @@ KINDS = (
     Kind("kill:service-owing", weight=2.0),
     Kind("kill:beat"),
     Kind("kill:transitions"),
+    Kind("kill:tasks"),
     Kind("kill:redis", weight=1.5),
     Kind("kill:worker", weight=2.0),
     Kind("kill:pilot", weight=1.5),
@@ -53,6 +54,7 @@ KINDS = (
     Kind("pause:service", 1.0, 12.0),
     Kind("pause:beat", 1.0, 12.0, 0.5),
     Kind("pause:transitions", 1.0, 12.0, 0.5),
+    Kind("pause:tasks", 1.0, 12.0, 0.5),
     Kind("pause:redis", 1.0, 12.0),
     Kind("pause:worker", 1.0, 12.0),
     Kind("pause:pilot", 1.0, 12.0),
@@ -66,8 +68,11 @@ KINDS = (
     Kind("clock:behind", 5.0, 20.0, 0.75),
     Kind("kill:postgres", 0.5, 8.0, 1.5, _needs("postgres")),
     Kind("stop:postgres", 1.0, 12.0, 1.0, _needs("postgres")),
+    Kind("pause:postgres", 1.0, 12.0, 1.0, _needs("postgres")),
     Kind("kill:slurmctld", 1.0, 15.0, 2.0, _needs("slurm")),
     Kind("kill:slurmd", 1.0, 10.0, 2.0, _needs("slurm")),
+    Kind("pause:slurmctld", 1.0, 15.0, 1.0, _needs("slurm")),
+    Kind("pause:slurmd", 1.0, 15.0, 1.0, _needs("slurm")),
 )  # fmt: skip
 
 
@@ -93,6 +98,22 @@ class Fault:
     overlaps: bool
     soon: bool
     wait: float
+
+
+@dataclass(frozen=True, slots=True)
+class Injected:
+    """A fault as it came.
+
+    Attributes:
+        kind: name of its kind.
+        monotonic, wall: when, in seconds, by the clocks of the machine.
+        lifted: when it was over, on the monotonic clock.
+    """
+
+    kind: str
+    monotonic: float
+    wall: float
+    lifted: float = 0.0
 
 
 def possible(kinds: Iterable[Kind], present: Iterable[str]) -> list[Kind]:

@@ -8,6 +8,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+#: Seconds to full work, at the most: from the restart of a process of the site …
+RESTART = 10.0
+#: … and from the loss of a pilot, which the scheduler sees later.
+LOST, LOST_PILOT = "kill:pilot", 60.0
+
 
 @dataclass
 class Result:
@@ -20,7 +25,8 @@ class Result:
         overlapping: how many of them came while another lasted.
         missed: of each kind how often there was nothing to be broken.
         recovery: for faults that were alone, by kind, seconds from the end of each to full work.
-        slowest: the same for faults that overlapped, the longest.
+        restarted: likewise, of processes of the site alone, seconds from the start of the new one.
+        slowest: as ``recovery``, for faults that overlapped, the longest.
         findings: how many of each kind of :class:`tests.chaos.audit.Findings`.
         told: the first of them, in words.
         done_again: tasks whose program ran to a good end more than once.
@@ -36,6 +42,7 @@ class Result:
     overlapping: int = 0
     missed: dict[str, int] = field(default_factory=dict)
     recovery: dict[str, list[float]] = field(default_factory=dict)
+    restarted: dict[str, list[float]] = field(default_factory=dict)
     slowest: float = 0.0
     findings: dict[str, int] = field(default_factory=dict)
     told: list[str] = field(default_factory=list)
@@ -51,6 +58,22 @@ class Result:
     def key(self) -> tuple[int, str, str]:
         """What makes it the same run."""
         return self.seed, self.site, self.database
+
+
+def slow(result: Result) -> list[str]:
+    """Recoveries of a run that took longer than they must at the most, in words."""
+    found = [
+        f"{kind}: full work only {seconds} s after the restart, not within {RESTART:.0f} s"
+        for kind, several in result.restarted.items()
+        for seconds in several
+        if seconds > RESTART
+    ]
+    found += [
+        f"{LOST}: full work only {seconds} s after it, not within {LOST_PILOT:.0f} s"
+        for seconds in result.recovery.get(LOST, ())
+        if seconds > LOST_PILOT
+    ]
+    return found
 
 
 def load(path: Path) -> list[Result]:
@@ -95,12 +118,14 @@ def table(results: Sequence[Result]) -> str:
     ]
     lines += [
         "",
-        "| fault | injected | alone, then full work | median | longest |",
-        "| --- | --- | --- | --- | --- |",
+        "| fault | injected | alone, then full work | median | longest | since the restart |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for kind in sorted(faults | missed):
         times = sorted(time for one in results for time in one.recovery.get(kind, ()))
         shown = f"{times[len(times) // 2]:.1f} s | {times[-1]:.1f} s" if times else "- | -"
+        since = [time for one in results for time in one.restarted.get(kind, ())]
+        shown += f" | {max(since):.1f} s" if since else " | -"
         lines.append(f"| {kind} | {faults[kind]} | {len(times)} | {shown} |")
     return "\n".join(lines)
 

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sqlalchemy import func, select
 
 from balsam_celery.errors import StoreError
 from balsam_celery.store import schema
-from tests.chaos import after, faults
+from tests.chaos import after, faults, workload
 from tests.chaos.ledger import parse
 from tests.chaos.meter import BEFORE, OVER, Meter
-from tests.chaos.plan import Fault
-from tests.chaos.report import Result
+from tests.chaos.plan import Fault, Injected
+from tests.chaos.report import Result, slow
 from tests.chaos.submitter import ENOUGH, SUBMITTED
-from tests.chaos.workload import WORKFLOW
 from tests.chaos.world import World
 from tests.waiting import wait_until
 
@@ -37,10 +37,11 @@ _pause = threading.Event()
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A fault that lasts: when it is lifted, on the monotonic clock, and how."""
+    """A fault that lasts: when it is due to be lifted (monotonic), how, and its place among all."""
 
     due: float
     lift: faults.Lift
+    number: int
 
 
 class Run:
@@ -52,6 +53,8 @@ class Run:
         count: how many tasks, at the most.
         say: told of each fault.
         all_tasks: all of them, also when the faults are over before.
+        strict: a recovery that takes too long is a finding, too (``report.slow``).
+        keep: where the site's directory and the ledger are copied to if anything was found.
     """
 
     def __init__(
@@ -62,7 +65,11 @@ class Run:
         say: Callable[[str], None],
         *,
         all_tasks: bool = True,
+        strict: bool = False,
+        keep: Path | None = None,
     ) -> None:
+        self._strict = strict
+        self._keep = keep
         self._all_tasks = all_tasks
         self.world = world
         self.result = result
@@ -72,6 +79,7 @@ class Run:
         self._say = say
         self._meter = Meter(self.directory / "ledger")
         self._pending: list[Pending] = []
+        self._injected: list[Injected] = []
         self._lifted = 0.0
         self._group: list[str] = []
         self._level = 0.0
@@ -97,10 +105,12 @@ class Run:
             )
             log_text = (self.directory / "submitter.log").read_text()
             assert submitter.returncode == 0, f"the submitter failed: {log_text[-3000:]}"
-            # a child comes with its parent, so that fewer are a beginning of the same tasks
+            # canvases come whole, so that fewer are a beginning of the same tasks
             self.count = int((self.directory / SUBMITTED).read_text(encoding="ascii"))
             self._say("waiting for the last tasks")
-            after.wait_for_the_end(self.world, self.count)
+            site = self.world.live.site.settings.site.id
+            wanted = workload.named(site, workload.tasks(self.result.seed, self.count))
+            after.wait_for_the_end(self.world, len(wanted))
         finally:
             self._meter.stop()
             while self._pending:
@@ -136,6 +146,7 @@ class Run:
             # full work that came back only in part must not become the measure
             self._level = max(0.8 * self._level, seen)
         lasting = bool(self._pending)
+        came = Injected(fault.kind, time.monotonic(), time.time())
         try:
             lift = faults.inject(self.world, fault)
         except faults.NotNow as reason:
@@ -148,8 +159,10 @@ class Run:
         self.result.overlapping += lasting or fault.overlaps
         self._group.append(fault.kind)
         self._lifted = time.monotonic()
+        self._injected.append(replace(came, lifted=self._lifted))
         if lift is not None:
-            self._pending.append(Pending(time.monotonic() + fault.duration, lift))
+            due, number = time.monotonic() + fault.duration, len(self._injected) - 1
+            self._pending.append(Pending(due, lift, number))
 
     def _sleep(self, seconds: float) -> None:
         """Pass time, lifting what is due."""
@@ -170,7 +183,11 @@ class Run:
                     one.lift()
                 except faults.NotNow:
                     # what it needs is broken too, and is lifted from here
-                    self._pending.append(Pending(time.monotonic() + AGAIN, one.lift))
+                    self._pending.append(replace(one, due=time.monotonic() + AGAIN))
+                else:
+                    self._injected[one.number] = replace(
+                        self._injected[one.number], lifted=time.monotonic()
+                    )
 
     def _lift_all(self) -> None:
         """Wait until nothing is broken."""
@@ -194,7 +211,11 @@ class Run:
         took = round(full - self._lifted, 1)
         self._say(f"    full work {took} s after {' + '.join(group)} (level {self._level:.0f})")
         if len(group) == 1:
-            self.result.recovery.setdefault(group[0], []).append(took)
+            kind = group[0]
+            self.result.recovery.setdefault(kind, []).append(took)
+            if (began := faults.restarted(self.world, kind)) is not None:
+                after_it = round(max(0.0, full - max(began, self._lifted)), 1)
+                self.result.restarted.setdefault(kind, []).append(after_it)
         else:
             self.result.slowest = max(self.result.slowest, took)
 
@@ -202,17 +223,31 @@ class Run:
         """Tasks that are waiting to be run."""
         task = schema.task.c
         states = ("PREPROCESSED", "RESTART_READY")
-        query = select(func.count()).where(task.workflow == WORKFLOW, task.state.in_(states))
+        query = select(func.count()).where(
+            task.workflow == workload.WORKFLOW, task.state.in_(states)
+        )
         try:
-            with self.world.live.store.read() as conn:
+            with self.world.read() as conn:
                 return conn.scalar(query) or 0
         except StoreError:
             return LEFT
 
     def _audit(self) -> None:
         lines = parse((self.directory / "ledger").read_text(encoding="utf-8"))
-        after.fill_in(self.world, self.result, self.count, lines)
+        after.fill_in(self.world, self.result, self.count, lines, self._injected)
+        if self._strict:
+            late = slow(self.result)
+            self.result.findings["slow"] = len(late)
+            self.result.told += [f"slow: {one}" for one in late]
         self.result.seconds = round(time.monotonic() - self._began, 1)
+        if self._keep is not None and not self.result.passed:
+            kept = self._keep / self.world.directory.name
+            shutil.copytree(self.world.directory, kept, symlinks=True, ignore=_sockets)
+            self._say(f"kept in {kept}")
+
+
+def _sockets(directory: str, names: list[str]) -> list[str]:
+    return [name for name in names if (Path(directory) / name).is_socket()]
 
 
 def _count(book: dict[str, int], kind: str) -> None:

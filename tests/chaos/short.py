@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from tests.chaos.plan import Kind, each_once, possible
 from tests.chaos.report import Result
@@ -11,6 +12,8 @@ from tests.chaos.run import Run
 from tests.chaos.stage import present, stage
 
 SEED = int(os.environ.get("BALSAM_CHAOS_SEED", "7"))
+#: Where the logs and files of a run that found something are kept.
+KEEP = Path(os.environ["BALSAM_CHAOS_KEEP"]) if "BALSAM_CHAOS_KEEP" in os.environ else None
 #: Longer than every time-out: for the long form.
 LONG = {"cut:network"}
 
@@ -21,7 +24,7 @@ def chaos(site: str, database: str, kinds: Sequence[Kind]) -> Result:
     with stage(site, database) as world:
         wanted = [kind for kind in possible(kinds, present(world)) if kind.name not in LONG]
         # as many tasks as the faults take time
-        run = Run(world, result, 20_000, print, all_tasks=False)
+        run = Run(world, result, 20_000, print, all_tasks=False, keep=KEEP)
         run.go(each_once(SEED, wanted, share=0.4, longest=3.0), seconds=600.0)
     assert result.passed, (SEED, result.told)
     assert result.tasks > 100

@@ -30,6 +30,7 @@ from tests.slurm_cluster import SlurmCluster
 SITES = ("local", "slurm")
 DATABASES = ("sqlite", "postgres")
 _NODES, _CORES = 8, 2
+_TASKS = {"imports": ["tests.chaos.steps"]}
 #: What is changed in ``site.toml``: two pilots at once that last.
 _CHANGES: dict[str, dict[str, Any]] = {
     "site": {"default_wall_time": "2m", "kill_grace": "2s"},
@@ -37,6 +38,7 @@ _CHANGES: dict[str, dict[str, Any]] = {
     "pilot": {"idle_timeout": "20s"},
     "scheduler": {"poll_interval": "1s"},
     "flower": {"enabled": False},
+    "tasks": _TASKS,
 }
 _LOCAL = {
     **_CHANGES,
@@ -49,6 +51,7 @@ _LOCAL = {
 }
 _SLURM = {
     **QUICK,
+    "tasks": _TASKS,
     "queues.debug": {
         "min_nodes": 4,
         "max_nodes": 4,
@@ -69,7 +72,9 @@ def stage(site: str, database: str) -> Iterator[World]:
     """
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="balsam-chaos-")))
-        environment = {"XDG_STATE_HOME": str(directory / "state")}
+        # where the tasks worker finds ``tests.chaos.steps``
+        root = str(Path(__file__).parents[2])
+        environment = {"XDG_STATE_HOME": str(directory / "state"), "PYTHONPATH": root}
         cluster = postgres = networks = None
         if site == "slurm":
             cluster = SlurmCluster()
@@ -89,11 +94,11 @@ def stage(site: str, database: str) -> Iterator[World]:
         stack.enter_context(_environment(environment))
         house = House(directory / "house", networks)
         live = _open(directory / "site", site, house, postgres)
+        world = World(directory, live, house, postgres, cluster)
         try:
-            yield World(live, house, postgres, cluster)
+            yield world
         finally:
-            live.store.close()
-            down(live.site, cancel=True)
+            world.down()
 
 
 def present(world: World) -> list[str]:

@@ -9,14 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import redis
-from sqlalchemy import select
+from sqlalchemy import Connection, select
 
 from balsam_celery import procs
 from balsam_celery.celeryapp import redis_client
 from balsam_celery.errors import StoreError
 from balsam_celery.procs import Identity
 from balsam_celery.store import schema
-from balsam_celery.supervisor import records
+from balsam_celery.supervisor import down, records
+from balsam_celery.supervisor.children import NAMES, SUPERVISOR
 from tests.acceptance.live import LiveSite
 from tests.chaos.house import House
 from tests.postgres import PostgresServer
@@ -34,13 +35,23 @@ class Pilot:
 
 @dataclass
 class World:
-    """One run's."""
+    """One run's.
 
+    Attributes:
+        directory: holds the site and all else of the run.
+        live: the site.
+        house: where its pilots live.
+        postgres, cluster: servers that it stands on.
+        notes: what is worth telling.
+    """
+
+    directory: Path
     live: LiveSite
     house: House
     postgres: PostgresServer | None = None
     cluster: SlurmCluster | None = None
     notes: list[str] = field(default_factory=list)
+    _is_down: bool = False
 
     def process(self, name: str) -> Identity | None:
         """The site's process of this name, if it lives."""
@@ -49,12 +60,41 @@ class World:
             return None
         return record.process
 
+    def services(self) -> list[int]:
+        """Pids of the site's own processes on the login node."""
+        found = [self.process(name) for name in (SUPERVISOR, *NAMES)]
+        return [process.pid for process in found if process is not None]
+
+    @property
+    def is_sql_paused(self) -> bool:
+        """PostgreSQL is stopped and would let everybody wait until it goes on."""
+        return self.postgres is not None and self.postgres.is_paused
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Connection]:
+        """Read SQL while a fault may last, without waiting for what the caller itself must lift.
+
+        Raises:
+            StoreError: the database does not answer.
+        """
+        if self.is_sql_paused:
+            raise StoreError("PostgreSQL is stopped")
+        with self.live.store.read() as conn:
+            yield conn
+
+    def down(self) -> None:
+        """Bring the site down, once."""
+        if not self._is_down:
+            self._is_down = True
+            self.live.store.close()
+            down(self.live.site, cancel=True)
+
     def pilots(self) -> list[Pilot]:
         """Pilots that live and have registered, by id; none while SQL is away."""
         pilot = schema.pilot.c
         query = select(pilot.id, pilot.pid, pilot.allocation).where(pilot.state == "LIVE")
         try:
-            with self.live.store.read() as conn:
+            with self.read() as conn:
                 rows = conn.execute(query.order_by(pilot.id)).all()
         except StoreError:
             return []

@@ -261,6 +261,12 @@ def test_lost_nodes_are_read_from_their_words(launcher: Launcher, said: str) -> 
         ),
         (
             "srun: cluster configuration lacks support for cpu binding\n"
+            "srun: error: slurm_msg_sendto: address:port=127.0.0.1:40407 msg_type=5001: Unexpected"
+            " missing socket error\n"
+            "srun: error: Unable to create step for job 6136: Unexpected missing socket error\n",
+            "srun: Unable to create step for job 6136: Unexpected missing socket error",
+        ),
+        (
             "srun: error: Unable to create step for job 613685: Memory required by task is not"
             " available\n",
             "srun: Unable to create step for job 613685: Memory required by task is not available",

@@ -234,6 +234,9 @@ def test_sigterm_before_it_is_ready(cluster: Cluster, head: Service, tmp_path: P
     cluster.wrap("n1", "exec sleep 300\n")
     pilot = head.begin([1, 1], virtual=False)
     wait_until(lambda: "start of n0, n1" in log_of(pilot), 20, "it starts the nodes")
+    found = keys.heartbeats(head.prefix, f"{pilot.allocation}*")
+    [beats] = wait_until(lambda: head.client.keys(found), 20, "it has a heartbeat")
+    assert head.client.ttl(beats) > 0, "nobody deletes that of one that never registers"
     pilot.process.send_signal(signal.SIGTERM)
     assert pilot.wait_ended() == 0
 
@@ -243,7 +246,9 @@ def test_claim(service: Service, taken: bool) -> None:
     """One job serves an allocation; another one that comes for it steps back."""
     pilot = service.begin([1], native_id="17")
     pilot.wait_registered()
-    assert service.client.get(keys.claim(service.prefix, pilot.allocation)) == b"17"
+    claim = keys.claim(service.prefix, pilot.allocation)
+    assert service.client.get(claim) == b"17"
+    assert service.client.ttl(claim) > 0, "nobody deletes that of one that never registers"
     other = "18" if taken else "17"
     options = ["--site", str(service.site.directory), "--allocation", pilot.allocation]
     nodes = service.site.directory / f"{pilot.allocation}.nodes"

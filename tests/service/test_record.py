@@ -11,8 +11,9 @@ from balsam_celery.service.requests import request_kill, retry
 from balsam_celery.settings import RetrySettings
 from balsam_celery.states import State
 from balsam_celery.store import allocations
+from balsam_celery.store.allocations import LIVE_ALLOCATIONS
 from balsam_celery.store.engine import Store
-from balsam_celery.store.rows import EffectKind, PilotState
+from balsam_celery.store.rows import AllocationState, EffectKind, PilotState
 from balsam_celery.wire import KillAsked, PilotEnded, Registered, StepStarted, Wake
 from tests.service.acting import (
     add_pilot,
@@ -281,6 +282,23 @@ def test_a_pilot_without_an_allocation_of_ours_is_not_taken(store: Store) -> Non
     tell(store, Registered("pilot9", "nobody", "host", 1, 9999.0, (), 1001.0))
     with store.read() as conn:
         assert not allocations.list_pilots(conn)
+
+
+def test_a_pilot_of_an_allocation_that_is_over_is_known_as_ended(store: Store) -> None:
+    """What it has in Redis is deleted only if it is known."""
+    add_pilot(store)
+    store.run(
+        lambda conn: allocations.update_allocation(
+            conn, "a-pilot1", LIVE_ALLOCATIONS, state=AllocationState.ENDED, ended=1000.0
+        )
+    )
+    late = Registered("late", "a-pilot1", "host", 2, 9999.0, (), 1001.0)
+    tell(store, late, late)
+    with store.read() as conn:
+        pilot = allocations.get_pilot(conn, "late")
+        assert (pilot.state, pilot.ended) == (PilotState.ENDED, store.clock())
+        assert pilot.reason.startswith("its allocation is over")
+        assert allocations.get_pilot(conn, "pilot1").state is PilotState.LIVE
 
 
 def test_of_two_ends_in_one_batch_the_first_counts(store: Store) -> None:

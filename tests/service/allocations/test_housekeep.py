@@ -6,6 +6,7 @@ import redis
 
 from balsam_celery import keys
 from balsam_celery.service.housekeep import note_heartbeats, send_drains, sweep
+from balsam_celery.service.orders import LIFE
 from balsam_celery.site import Site
 from balsam_celery.states import State
 from balsam_celery.store import allocations
@@ -77,3 +78,22 @@ def test_keys_that_came_late_are_swept(
     )
     sweep(store, client, site)
     assert not client.exists(key)
+
+
+def test_an_order_that_a_dead_pilot_never_took_is_forgotten(
+    store: Store, site: Site, client: redis.Redis, clock: Clock
+) -> None:
+    """Also when the service was killed before it could say when."""
+    running_pilot(store, site)
+    store.run(
+        lambda conn: allocations.update_pilot(
+            conn, "p1", (PilotState.LIVE,), state=PilotState.ENDED, ended=clock.now
+        )
+    )
+    key = keys.control(site.settings.key_prefix, "p1")
+    client.rpush(key, "order")
+    try:
+        sweep(store, client, site)
+        assert 0 < client.ttl(key) <= LIFE
+    finally:
+        client.delete(key)
