@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -173,17 +174,17 @@ class Supervisor:
 
     def _give_up(self, loss: Loss) -> None:
         """Deliver what a worker has left that is no more; then the service is told that."""
-        try:
-            self._leavings.append(Leavings(loss.context, self._client, loss.reason))
-        except OSError as error:
-            # its attempts come back when the allocation has ended
-            logger.error("outbox of %s: %s", loss.context.name, error.strerror)
-        else:
-            self._deliver_leavings()
+        self._leavings.append(
+            Leavings(loss.context, loss.reason, self._staff.adopt, self._before_helper)
+        )
+        self._deliver_leavings()
+
+    def _before_helper(self) -> list[int]:
+        return [*self._before_fork(), *self._staff.files()]
 
     def _deliver_leavings(self) -> None:
         for one in list(self._leavings):
-            if one.deliver():
+            if one.over():
                 self._send(one.record)
                 one.close()
                 self._leavings.remove(one)
@@ -238,17 +239,23 @@ class Supervisor:
                 self._exchange()
         if self._registered:
             self._tell_losses()
+        self._exchange_until(lambda: not self._leavings)
+        for one in self._leavings:
+            one.close()
         if not self._staff.delivered or self._leavings:
             # the service reads the outboxes once the scheduler says that the job has ended
             logger.warning("some outcomes were not acknowledged: they stay in the outboxes")
             return
         self._send(PilotEnded(self._context.pilot, reason, time.time()))
+        self._exchange_until(lambda: not self._records)
+        logger.info("ended")
+
+    def _exchange_until(self, done: Callable[[], bool]) -> None:
         deadline = time.monotonic() + worker.ACKNOWLEDGE_WITHIN
-        while self._records and time.monotonic() < deadline:
+        while not done() and time.monotonic() < deadline:
             self._exchange()
             wait({self._signals.fileno(): False}, _STOPPING_TICK)
             self._signals.take()
-        logger.info("ended")
 
 
 def tell_error(context: PilotContext, reason: str) -> None:
