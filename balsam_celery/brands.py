@@ -16,7 +16,7 @@ import contextlib
 import hashlib
 import resource
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 _JOB_BITS, _ATTEMPT_BITS = 22, 40
@@ -73,22 +73,22 @@ def of(pid: int) -> Brand | None:
     return Brand(rest >> _ATTEMPT_BITS, rest & ((1 << _ATTEMPT_BITS) - 1))
 
 
-def branded(pids: Iterable[int], *, job: str = "", attempt: str = "") -> set[int]:
-    """Those of ``pids`` that carry the brand of ``job`` and of ``attempt`` (empty: any).
+def branded(pids: Iterable[int], *, job: str = "", attempts: Collection[str] = ()) -> set[int]:
+    """Those of ``pids`` that carry the brand of ``job`` and of one of ``attempts`` (empty: any).
 
-    Without a ``job``, ``attempt`` is looked for in the job that this process belongs to itself.
+    Without a ``job``, ``attempts`` are looked for in the job that this process belongs to itself.
     About 2 µs for each process.
     """
     own = of(0) or Brand()
     wanted_job = job_number(job) if job else own.job
-    wanted_attempt = attempt_number(attempt)
+    wanted_attempts = set(map(attempt_number, attempts))
     found = set()
     for pid in pids:
         brand = of(pid)
         if (
             brand is not None
             and brand.job == wanted_job
-            and (not attempt or brand.attempt == wanted_attempt)
+            and (not attempts or brand.attempt in wanted_attempts)
         ):
             found.add(pid)
     return found

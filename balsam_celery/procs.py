@@ -80,7 +80,7 @@ class Quarry:
         parents: descendants of these, but not they themselves.
         sessions: members of the sessions that these led (they need not live any more).
         marks: ``NAME=VALUE`` texts, each alone enough, in the environment at the start.
-        job, attempt: brand of the job and, when ``attempt`` is not empty, of the attempt in it.
+        job, attempts: brand of the job and, when ``attempts`` is not empty, of those in it.
     """
 
     roots: frozenset[Identity] = frozenset()
@@ -88,7 +88,7 @@ class Quarry:
     sessions: frozenset[Identity] = frozenset()
     marks: frozenset[str] = frozenset()
     job: str = ""
-    attempt: str = ""
+    attempts: frozenset[str] = frozenset()
 
 
 @functools.cache
@@ -230,8 +230,8 @@ def find(quarry: Quarry, seen: Collection[Identity] = ()) -> list[Identity]:
     heads |= _session_members(quarry.sessions, entries)
     if quarry.marks:
         heads |= marked(quarry.marks, entries)
-    if quarry.job or quarry.attempt:
-        heads |= brands.branded(entries, job=quarry.job, attempt=quarry.attempt)
+    if quarry.job or quarry.attempts:
+        heads |= brands.branded(entries, job=quarry.job, attempts=quarry.attempts)
     parents = {
         process.pid
         for process in quarry.parents

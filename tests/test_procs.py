@@ -237,8 +237,8 @@ def test_brands_of_attempts_within_a_job() -> None:
     try:
         assert brands.of(0) is None, "the starter is not branded"
         assert brands.branded(pids, job="j1") == set(pids[:2])
-        assert brands.branded(pids, job="j1", attempt="a") == {pids[0]}
-        assert brands.branded(pids, attempt="a") == set(), (
+        assert brands.branded(pids, job="j1", attempts=["a"]) == {pids[0]}
+        assert brands.branded(pids, attempts=["a"]) == set(), (
             "of this process's own job, which is none"
         )
         assert brands.branded([*pids, 2**22 + 1], job="j3") == set()
@@ -257,7 +257,7 @@ def test_a_branded_process_brands_its_attempts_within_its_job() -> None:
         "    child = subprocess.Popen(['/bin/sleep', '300'])\n"
         "try:\n"
         "    inner = brands.of(child.pid)\n"
-        "    assert brands.branded([child.pid], attempt='a') == {child.pid}\n"
+        "    assert brands.branded([child.pid], attempts=['a']) == {child.pid}\n"
         "finally:\n"
         "    child.kill(); child.wait()\n"
         "assert brands.of(0) == outer\n"

@@ -103,7 +103,10 @@ class Attempt:
             leader = Identity(self.pid, 0, boot_id())
         leaders = frozenset((leader,) if leader else ())
         return Quarry(
-            roots=leaders, sessions=leaders, marks=frozenset((self.mark,)), attempt=self.brand
+            roots=leaders,
+            sessions=leaders,
+            marks=frozenset((self.mark,)),
+            attempts=frozenset((self.brand,)),
         )
 
     def has_started(self, pid: int, started: float) -> bool:

@@ -204,7 +204,7 @@ class Ending:
         direct = [one for one in attempts if one.launched is None or not one.launched.step]
         if direct and "SLURM_JOB_ID" in self._environment and (running := named("srun")):
             for attempt in direct:
-                if brands.branded(running, attempt=attempt.brand):
+                if brands.branded(running, attempts=[attempt.brand]):
                     attempt.own_steps = True
 
     def _end_steps(self, attempt: Attempt) -> None:

@@ -312,6 +312,8 @@ class Keeper:
         ``gang``: also ranks of tasks over several nodes, whose worker cannot ask for a sweep any
         more. Where it can, its tasks are on other nodes, which may share this machine.
         """
+        # the head counts on no more (balsam_celery.cutoff)
+        over_at = time.monotonic() + 2 * grace
         marks = [self._context.mark]
         ranks: tuple[str, ...] = ()
         if gang:
@@ -323,7 +325,8 @@ class Keeper:
         if gang:
             # what has outlived its ranks and emptied its environment is known by the gang worker's
             # outbox alone. That is on the shared file system, so it comes last
-            end_processes((), self._gang.brands, grace)
+            brands = self._gang.brands
+            end_processes((), brands, min(grace, max(0.0, over_at - time.monotonic())))
         self._left = True
 
     def _abandoned(self, why: str) -> None:

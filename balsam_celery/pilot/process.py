@@ -179,12 +179,14 @@ def end_processes(
     grace: float,
     roots: frozenset[Identity] = frozenset(),
 ) -> None:
-    """End processes by marks, by brands of attempts, and descendants of ``roots``."""
+    """End processes by marks, by brands of attempts, and descendants of ``roots``.
+
+    However many attempts there are, it takes two graces: this is counted on by those who wait for
+    a node that is cut off (:mod:`balsam_celery.cutoff`).
+    """
     # ranks first: a launcher that is here kills those that it started at a TERM of its own
     end_all(Quarry(marks=frozenset(map(rank_mark, attempts))), grace)
-    end_all(Quarry(roots=roots, marks=frozenset(marks)), grace)
-    for attempt in attempts:
-        end_all(Quarry(attempt=attempt), grace)
+    end_all(Quarry(roots=roots, marks=frozenset(marks), attempts=frozenset(attempts)), grace)
 
 
 def attempts_with_ranks(mark: str) -> tuple[str, ...]:
@@ -199,7 +201,7 @@ def attempts_with_ranks(mark: str) -> tuple[str, ...]:
 
 
 def union(quarries: Iterable[Quarry]) -> Quarry:
-    """All of them, brands aside, which a quarry has only one of."""
+    """All of them, brands aside: each quarry finds its own when its leader has ended."""
     whole = Quarry()
     for quarry in quarries:
         whole = Quarry(

@@ -146,7 +146,7 @@ def _mark(order: Mapping[str, Any]) -> str:
 
 def _quarry(order: Mapping[str, Any]) -> procs.Quarry:
     # the brand is the mark's text: no attempt of a task is named like it
-    return procs.Quarry(marks=frozenset({_mark(order)}), attempt=_mark(order))
+    return procs.Quarry(marks=frozenset({_mark(order)}), attempts=frozenset({_mark(order)}))
 
 
 def _program(
@@ -178,7 +178,7 @@ def _program(
     name, _, value = _mark(order).partition("=")
     output = task_dir / f"{step}.{order['attempt']}.out"
     output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("wb") as file, brands.children_branded(attempt=quarry.attempt):
+    with output.open("wb") as file, brands.children_branded(attempt=_mark(order)):
         process = subprocess.Popen(
             order["hook"],
             cwd=directory,
@@ -198,7 +198,7 @@ def _program(
     finally:
         procs.end_all(replace(quarry, roots=leaders, sessions=leaders), grace=_GRACE)
         process.wait()
-        _reap(quarry.attempt)
+        _reap(_mark(order))
     last = _last_line(output)
     if code != 0:
         how = f"exit code {code}" if code > 0 else f"signal {-code}"
@@ -212,7 +212,7 @@ def _program(
 
 def _reap(brand: str) -> None:
     """Reap what came to this process when its parent died; its leader has been reaped."""
-    for pid in brands.branded(procs.children_of(os.getpid()), attempt=brand):
+    for pid in brands.branded(procs.children_of(os.getpid()), attempts=[brand]):
         procs.reap(pid)
 
 

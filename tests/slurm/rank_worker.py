@@ -38,7 +38,7 @@ def say(*what: object) -> None:
 def sweep(attempt: Attempt, grace: float, _signal: int) -> str:
     say("swept", attempt.brand, grace)
     end_all(Quarry(marks=frozenset((rank_mark(attempt.brand),))), grace)
-    end_all(Quarry(marks=frozenset((attempt.mark,)), attempt=attempt.brand), grace)
+    end_all(Quarry(marks=frozenset((attempt.mark,)), attempts=frozenset((attempt.brand,))), grace)
     return ""
 
 
