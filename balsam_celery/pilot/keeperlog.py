@@ -76,10 +76,48 @@ def _copy(reader: int, path: Path) -> int:
     """The life of the process that writes; it ends with the last of those that print."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    try:
-        with path.open("ab", buffering=0) as file:
-            while data := os.read(reader, 65536):
-                file.write(data)
-    except OSError:
-        return 1
+    file = _File(path)
+    while data := os.read(reader, 65536):
+        file.write(data)
     return 0
+
+
+class _File:
+    """Written to whenever that is possible; a full disk is not the end of a log."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = -1
+        self._lost, self._why = 0, ""
+        with contextlib.suppress(OSError):
+            self._open()
+
+    def _open(self) -> None:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        self._file = os.open(self._path, flags, 0o666)
+
+    def write(self, data: bytes) -> None:
+        """Append lines, after a word on those that could not be written before."""
+        note = b""
+        if self._lost:
+            note = f"\nlines that could not be written: {self._lost} ({self._why})\n".encode()
+        left = note + data
+        try:
+            if self._file < 0:
+                self._open()
+            while left:
+                left = left[os.write(self._file, left) :]
+        except OSError as error:
+            if len(left) <= len(data):
+                self._lost = 0  # the word on them is there
+            self._lost += left[-len(data) :].count(b"\n")
+            self._why = error.strerror or str(error)
+            self._close()  # a file of a server that came back is to be opened again
+        else:
+            self._lost = 0
+
+    def _close(self) -> None:
+        if self._file >= 0:
+            with contextlib.suppress(OSError):
+                os.close(self._file)
+        self._file = -1
