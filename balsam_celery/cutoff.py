@@ -13,14 +13,14 @@ STOP_SLACK = 20.0
 _MARGIN = 30.0
 
 
-def over_after(kill_grace: float, *, closed: bool = False) -> float:
+def over_after(kill_grace: float) -> float:
     """Seconds after the break of a link at the head by which its node has ended everything.
 
     It takes the silence for the node to see it, a grace for the worker's own end of its programs,
     the slack until the worker is killed, a grace for ranks of tasks over several nodes, and one for
-    what these have left.
+    what these have left. All attempts have these graces at once.
 
-    Args:
-        closed: the node's end has closed the link: it has seen it, or does not live.
+    It is the same where the node's end has closed the link: the kernel does that too for a keeper
+    that was killed, and its worker, which has to end the programs then, may hang.
     """
-    return (0.0 if closed else SILENCE) + 3 * kill_grace + STOP_SLACK + _MARGIN
+    return SILENCE + 3 * kill_grace + STOP_SLACK + _MARGIN

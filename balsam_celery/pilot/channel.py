@@ -26,10 +26,6 @@ class ChannelBroken(Exception):
     """The peer is gone, or not who it should be; says why."""
 
 
-class ChannelClosed(ChannelBroken):
-    """The peer itself has closed its end, or the kernel has when its process ended."""
-
-
 class _Seal:
     """Signs or checks the lines of one direction."""
 
@@ -124,7 +120,7 @@ class Channel:
         except OSError as error:
             raise ChannelBroken(error.strerror or str(error)) from None
         if not read:
-            raise ChannelClosed("the connection was closed")
+            raise ChannelBroken("the connection was closed")
         self._in += read
         *lines, rest = self._in.split(b"\n")
         self._in = rest

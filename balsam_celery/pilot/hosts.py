@@ -22,7 +22,7 @@ from balsam_celery import cutoff, keys
 from balsam_celery.errors import BalsamError
 from balsam_celery.pilot import link
 from balsam_celery.pilot.asked import judge
-from balsam_celery.pilot.channel import Channel, ChannelBroken, ChannelClosed
+from balsam_celery.pilot.channel import Channel, ChannelBroken
 from balsam_celery.pilot.context import Parent, PilotContext, WorkerContext
 from balsam_celery.pilot.crew import Crew, Loss
 from balsam_celery.pilot.gang import Gang
@@ -152,7 +152,7 @@ class Hosts(Staff):
                     if time.monotonic() - host.channel.heard > cutoff.SILENCE:
                         raise ChannelBroken(f"no word for {cutoff.SILENCE:.0f} s")
                 except ChannelBroken as error:
-                    self._broke(host, str(error), closed=isinstance(error, ChannelClosed))
+                    self._broke(host, str(error))
                 else:
                     self._take(host, texts)
             elif host.late and not host.lost and self._decided:
@@ -210,11 +210,13 @@ class Hosts(Staff):
             case _:
                 pass  # a beat
 
-    def _broke(self, host: Host, why: str, *, closed: bool = False) -> None:
-        """The link to a keeper is broken; ``closed``: by the keeper."""
+    def _broke(self, host: Host, why: str) -> None:
+        """The link to a keeper is broken."""
         host.close()
         # one that was told to leave has ended everything before
-        left = 0.0 if host.released and host.taken else self._over_after(closed=closed)
+        left = 0.0
+        if not (host.released and host.taken):
+            left = cutoff.over_after(self._settings.site.kill_grace)
         host.over_at = time.monotonic() + left
         if self._left or (self._stopping and host.drained is not None):
             return
@@ -258,9 +260,6 @@ class Hosts(Staff):
             host.vacant = True
             self._gone(host)
             self._sweeping.gone(host.name)
-
-    def _over_after(self, *, closed: bool) -> float:
-        return cutoff.over_after(self._settings.site.kill_grace, closed=closed)
 
     def _tell_gang(self, host: Host) -> None:
         if self._gang is not None and host.used:

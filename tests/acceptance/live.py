@@ -151,6 +151,6 @@ def one_on_each_node(live: LiveSite, nodes: int) -> dict[str, str]:
 
 def ran_twice(live: LiveSite, id: str) -> None:
     """The task was cut short, which counts as no failure, and then succeeded."""
-    row = live.wait_for(id, "JOB_FINISHED", timeout=150)
+    row = live.wait_for(id, "JOB_FINISHED", timeout=240)
     assert row.attempt == 2
     assert row.failures == 0

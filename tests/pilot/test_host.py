@@ -5,9 +5,6 @@ from __future__ import annotations
 import socket
 import time
 
-import pytest
-
-from balsam_celery.cutoff import SILENCE, over_after
 from balsam_celery.pilot.channel import Channel
 from balsam_celery.pilot.host import Host
 from balsam_celery.resources import NodeCapacity
@@ -29,9 +26,3 @@ def test_its_word_alone_is_no_proof() -> None:
         assert not host.over, "its keeper may answer"
         host.close()
     assert host.over
-
-
-@pytest.mark.parametrize("closed", [False, True])
-def test_silence_is_waited_for_unless_the_keeper_itself_has_let_go(closed: bool) -> None:
-    assert over_after(10, closed=closed) == over_after(10) - SILENCE * closed
-    assert over_after(10, closed=closed) > over_after(0, closed=closed) + 30 - 1

@@ -218,7 +218,7 @@ def test_the_gang_worker_dies_while_a_node_is_silent(
         procs.end(quarry, grace=0)
     order = wire.encode(PilotOrder("lose", "node n3 is down", "n3"))
     head.client.rpush(keys.control(head.prefix, pilot.id), order)
-    ended = head.ended("far")
+    ended = head.ended("far", timeout=150)
     assert (ended.outcome, ended.reason) == ("lost", "its worker died")
     assert [pid for pid in found["far"] if procs.identity(pid)] == []
     pilot.process.send_signal(signal.SIGTERM)

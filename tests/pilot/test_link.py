@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from balsam_celery.pilot.channel import Channel, ChannelBroken, ChannelClosed
+from balsam_celery.pilot.channel import Channel, ChannelBroken
 from balsam_celery.pilot.link import (
     Beat,
     Drain,
@@ -118,7 +118,7 @@ def test_a_peer_that_does_not_read(ends: tuple[socket.socket, socket.socket]) ->
 def test_a_peer_that_is_gone(ends: tuple[socket.socket, socket.socket]) -> None:
     head, node = joined(ends)
     node.close()
-    with pytest.raises(ChannelClosed):
+    with pytest.raises(ChannelBroken, match="the connection was closed"):
         received(head)
 
 
