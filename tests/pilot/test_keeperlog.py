@@ -16,7 +16,8 @@ said = os.dup(1)
 log = KeeperLog(pathlib.Path(sys.argv[1]), "INFO")
 for line in sys.stdin:
     logging.getLogger("test").error(line.strip())
-    while any(fcntl.ioctl(2, termios.FIONREAD, bytes(4))):
+    until = time.monotonic() + 20
+    while any(fcntl.ioctl(2, termios.FIONREAD, bytes(4))) and time.monotonic() < until:
         time.sleep(0.01)
     os.write(said, b"taken\\n")
 log.close()
