@@ -20,6 +20,10 @@ def over_after(kill_grace: float) -> float:
     the slack until the worker is killed, a grace for ranks of tasks over several nodes, and one for
     what these have left. All attempts have these graces at once.
 
+    One thing may take longer: a rank of a task over several nodes whose program has emptied its
+    environment (``env -i``) and left no process beside it that has not. The node knows it by the
+    gang worker's outbox alone, which it cannot read while the shared file system hangs.
+
     It is the same where the node's end has closed the link: the kernel does that too for a keeper
     that was killed, and its worker, which has to end the programs then, may hang.
     """
