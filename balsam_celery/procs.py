@@ -10,8 +10,7 @@ independently of each other:
 * brand: a number in the soft limit ``RLIMIT_RTTIME`` (see :mod:`balsam_celery.brands`), which
   survives ``setsid``, double forks and ``env -i`` alike.
 
-Whatever one of them finds brings its descendants with it. Linux only: everything is read from
-``/proc``.
+Whatever one finds brings its descendants with it. Linux only: all is read from ``/proc``.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +38,7 @@ _POLL_FIRST, _POLL_LONGEST = 0.002, 0.05  # seconds
 _FREEZE_PASSES = 20
 #: Seconds after which processes that survive SIGKILL are named in the log, again and again.
 _PATIENCE = 10.0
+_Call = Callable[[], None] | None
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -285,7 +285,9 @@ def _send_by_number(process: Identity, number: int) -> bool:
     return True
 
 
-def end(quarry: Quarry, *, grace: float, timeout: float = 60.0) -> list[Identity]:
+def end(
+    quarry: Quarry, *, grace: float, timeout: float = 60.0, before_kill: _Call = None
+) -> list[Identity]:
     """End every process of ``quarry``: TERM, ``grace`` seconds, then KILL until none lives.
 
     Members that appear on the way are ended too. Zombies do not count; reaping is the parent's.
@@ -293,10 +295,10 @@ def end(quarry: Quarry, *, grace: float, timeout: float = 60.0) -> list[Identity
     Args:
         grace: seconds between TERM and KILL; 0 kills at once.
         timeout: seconds after the first KILL before giving up.
+        before_kill: called before each KILL, while those that it is for are stopped.
 
     Returns:
-        The processes that still live (in an uninterruptible wait, or another user's); empty, as a
-        rule.
+        The processes that still live (in an uninterruptible wait, or another user's).
     """
     seen: set[Identity] = set()
     asked: set[Identity] = set()
@@ -316,6 +318,8 @@ def end(quarry: Quarry, *, grace: float, timeout: float = 60.0) -> list[Identity
     pause = _POLL_FIRST
     while True:
         members = _freeze(quarry, seen)
+        if members and before_kill is not None:
+            before_kill()
         for process in members:
             send(process, signal.SIGKILL)
         if not members or time.monotonic() > deadline:
@@ -323,11 +327,10 @@ def end(quarry: Quarry, *, grace: float, timeout: float = 60.0) -> list[Identity
         pause = _rest(pause, deadline)
 
 
-def end_all(quarry: Quarry, *, grace: float) -> None:
+def end_all(quarry: Quarry, *, grace: float, before_kill: _Call = None) -> None:
     """TERM, grace, KILL; returns when no process of the quarry lives, however long that takes."""
-    while survivors := end(quarry, grace=grace, timeout=_PATIENCE):
-        pids = [process.pid for process in survivors]
-        logger.error("processes %s survive SIGKILL: waiting for them", pids)
+    while survivors := end(quarry, grace=grace, timeout=_PATIENCE, before_kill=before_kill):
+        logger.error("processes %s survive SIGKILL: waiting", [one.pid for one in survivors])
         grace = 0.0
 
 

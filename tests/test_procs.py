@@ -91,6 +91,19 @@ def test_ends_every_process(start: Callable[[str], Program], kind: str, way: str
     assert procs.find(program.all) == []
 
 
+def test_those_that_are_to_be_killed_can_be_looked_at(start: Callable[[str], Program]) -> None:
+    """They are stopped, also those that have come since TERM."""
+    program = start("deaf")
+    [deaf] = program.settled(1)
+    seen: list[str] = []
+
+    def look() -> None:
+        seen.append(Path(f"/proc/{deaf.pid}/stat").read_text().rpartition(") ")[2][0])
+
+    assert procs.end(program.all, grace=0.1, before_kill=look) == []
+    assert seen[0] == "T"
+
+
 @pytest.mark.parametrize("kind", ["orphan", "nameless"])
 def test_brand_finds_orphans_of_whom_nothing_is_known(
     start: Callable[[str], Program], kind: str

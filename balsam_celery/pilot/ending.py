@@ -108,7 +108,11 @@ class Ending:
         direct = [attempt for attempt in attempts if attempt.launched is None]
         if direct:
             grace = max(attempt.spec.kill_grace for attempt in direct)
-            end_in_background([attempt.quarry for attempt in direct], grace)
+            end_in_background(
+                [attempt.quarry for attempt in direct],
+                grace,
+                lambda: self._note_own_steps(direct),
+            )
         for attempt in attempts:
             if attempt.launched is not None:
                 arguments = (attempt, attempt.spec.kill_grace)
@@ -157,8 +161,12 @@ class Ending:
         launched = attempt.launched
         self._await_checkpoint(attempt)
         self._note_own_steps([attempt])
+
+        def note() -> None:
+            self._note_own_steps([attempt])
+
         if launched is None:
-            end_all(attempt.quarry, grace, self._spawner)
+            end_all(attempt.quarry, grace, self._spawner, note)
             if attempt.own_steps:
                 self._end_steps(attempt)
             return
@@ -168,6 +176,7 @@ class Ending:
                 _programs(attempt),
                 grace,
                 self._spawner if launched.launcher.kind == "none" else None,
+                note,
             )
             if sweeping is not None:
                 sweeping.join()
@@ -200,7 +209,11 @@ class Ending:
             time.sleep(_POLL_FIRST)
 
     def _note_own_steps(self, attempts: Sequence[Attempt]) -> None:
-        """See which programs have an ``srun``, before it is killed."""
+        """See which programs have an ``srun``.
+
+        Before TERM, at which it may end and leave its ranks, and again before KILL: a program may
+        have started one since.
+        """
         direct = [one for one in attempts if one.launched is None or not one.launched.step]
         if direct and "SLURM_JOB_ID" in self._environment and (running := named("srun")):
             for attempt in direct:

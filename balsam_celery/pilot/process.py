@@ -7,7 +7,7 @@ import os
 import resource
 import subprocess
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from balsam_celery import brands, procs
@@ -166,9 +166,14 @@ def signal_all(quarry: Quarry, number: int) -> None:
         procs.send(process, number)
 
 
-def end_all(quarry: Quarry, grace: float, spawner: Spawner | None = None) -> None:
+def end_all(
+    quarry: Quarry,
+    grace: float,
+    spawner: Spawner | None = None,
+    before_kill: Callable[[], None] | None = None,
+) -> None:
     """TERM, grace, KILL; returns when no process of the quarry lives, however long that takes."""
-    procs.end_all(quarry, grace=grace)
+    procs.end_all(quarry, grace=grace, before_kill=before_kill)
     if spawner is not None:
         spawner.orphans()
 
@@ -213,10 +218,15 @@ def union(quarries: Iterable[Quarry]) -> Quarry:
     return whole
 
 
-def end_in_background(quarries: Sequence[Quarry], grace: float) -> threading.Thread:
+def end_in_background(
+    quarries: Sequence[Quarry], grace: float, before_kill: Callable[[], None]
+) -> threading.Thread:
     """Begin to end running attempts; whoever waits for their leaders makes sure of the rest."""
     thread = threading.Thread(
-        target=end_all, args=(union(quarries), grace), name="killer", daemon=True
+        target=end_all,
+        args=(union(quarries), grace, None, before_kill),
+        name="killer",
+        daemon=True,
     )
     thread.start()
     return thread
