@@ -68,7 +68,12 @@ def inner_steps(
 
 
 def end_step(name: str, environment: Mapping[str, str]) -> bool:
-    """End the steps of this name in the job of ``environment``; see ``Launcher.end_step``.
+    """End the steps of this name in the job of ``environment``; see ``Launcher.end_step``."""
+    return end_steps({name}, environment)
+
+
+def end_steps(names: Collection[str], environment: Mapping[str, str]) -> bool:
+    """End the steps of these names; tells whether there are none, as far as Slurm answers.
 
     ``scancel`` of a step that has ended is no error, so the list alone tells.
     """
@@ -81,7 +86,7 @@ def end_step(name: str, environment: Mapping[str, str]) -> bool:
         if listed.status != 0:
             return False
         steps = [line.partition("|") for line in listed.out.splitlines()]
-        found = [step.strip() for step, _, named in steps if named.strip() == name]
+        found = [step.strip() for step, _, named in steps if named.strip() in names]
         if found:
             commands.run(["scancel", "--signal=KILL", *found])
         return not found

@@ -147,11 +147,14 @@ def _live(
             courier.put(ended, idle)
 
     pool.attach(slots, runner.run, runner.ending, report)
+    in_slurm = "SLURM_JOB_ID" in context.pilot.environment and not context.pilot.virtual
     earlier = Earlier(
         outbox.lost,
         context.silent,
         sweeper.sweep_nodes if sweeper else None,
         lambda ended: courier.put(ended, True),
+        # the steps of a gang worker are ended before it is started again
+        None if sweeper or not in_slurm else context.pilot.environment,
     )
     desk = worker.desk = Desk(outbox, pool, courier)
     strategy.register(app, desk, context.queue)
