@@ -16,7 +16,7 @@ said = os.dup(1)
 log = KeeperLog(pathlib.Path(sys.argv[1]), "INFO")
 for line in sys.stdin:
     logging.getLogger("test").error(line.strip())
-    until = time.monotonic() + 20
+    until = time.monotonic() + 5
     while any(fcntl.ioctl(2, termios.FIONREAD, bytes(4))) and time.monotonic() < until:
         time.sleep(0.01)
     os.write(said, b"taken\\n")
@@ -45,7 +45,7 @@ def test_it_goes_on_after_a_full_disk(tmp_path: Path) -> None:
             log("first")
             path.unlink()
             log("second")
-            wait_until(lambda: path.exists() and "second" in path.read_text(), what="it is written")
+            wait_until(lambda: path.exists() and "second" in path.read_text(), 20, "it is written")
             log("third")
             process.stdin.close()
             assert process.wait(30) == 0
