@@ -1,11 +1,11 @@
 """Finds steps and hooks that no worker knows any more: their worker died, or Redis lost them.
 
 Workers on the login node keep no outbox. So the service asks: a message that waits in no queue and
-that no living worker knows, twice in a row with a pause between, is lost, and is sent again (a step
-as a new attempt, so that a late end of the old one changes nothing). As long as a worker that has
-answered before does not, nothing is lost: that one may have it, and a second copy of a hook would
-end the first. What had begun may have taken its worker along: it is counted as cut short, and given
-up after too many of these.
+that no living worker knows, twice in a row with a pause between, is lost, and is sent again (a
+step as a new attempt, so that a late end of the old one changes nothing). As long as a worker that
+has answered before does not, nothing is lost: that one may have it, and a second copy of a hook
+would end the first; nor is that lost whose end lies in the inbox. What had begun may have taken
+its worker along: it is counted as cut short, and given up after too many of these.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sqlalchemy import Connection, select, text, tuple_
 
 from balsam_celery import keys
 from balsam_celery.copies import hook_order, last_begun, later_than
-from balsam_celery.service import steps, transitions
+from balsam_celery.service import inbox, steps, transitions
 from balsam_celery.service.cases import Batch, Change
 from balsam_celery.service.hooks import Outstanding, StepKey, message_id
 from balsam_celery.service.leading import Leadership
@@ -31,6 +31,7 @@ from balsam_celery.settings import RetrySettings
 from balsam_celery.store import scans, schema
 from balsam_celery.store.engine import Store
 from balsam_celery.store.rows import EffectKind
+from balsam_celery.wire import StepEnded, TransitionEnded
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +111,8 @@ class Checks:
             self._after = last
         missing: set[object] = {*missing_steps, *missing_hooks}
         lost, self._missed = missing & self._missed, missing - self._missed
+        if lost:
+            lost -= self._told()
         self._send_again([key for key in missing_hooks if key in lost])
         return self._restart([key for key in missing_steps if key in lost])
 
@@ -128,6 +131,16 @@ class Checks:
             left = {one.id for one in sought.values() if one.queue == queue} - known
             known |= self._queued(queue, left, left & missed)
         return [key for key, one in sought.items() if one.id not in known]
+
+    def _told(self) -> set[object]:
+        """Steps and hooks whose end lies in the inbox, and that SQL takes to go on."""
+        told: set[object] = set()
+        for record in inbox.waiting(self._client, self._prefix):
+            if isinstance(record, TransitionEnded):
+                told.add((record.id, record.attempt, record.step))
+            elif isinstance(record, StepEnded):
+                told.add((record.id, record.attempt))
+        return told
 
     def _known(self, ids: Collection[str], role: str) -> set[str] | None:
         """Ids that the workers of ``role`` have; ``None``: not all of them answer, or none."""

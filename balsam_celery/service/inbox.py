@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,6 +105,20 @@ class Inbox:
         for (pilot, node), answer in zip(numbers, answers[::2], strict=True):
             if isinstance(answer, Exception):
                 log.warning("%s of pilot %s was not acknowledged: %s", node, pilot, answer)
+
+
+def waiting(client: redis.Redis, prefix: str) -> Iterator[Record]:
+    """All records that lie in the inbox; it stays as it is.
+
+    Raises:
+        redis.exceptions.RedisError: Redis did not answer.
+    """
+    for text in client.lrange(keys.inbox(prefix), 0, -1):
+        try:
+            report = decode(Report, text)
+        except MalformedMessage:
+            continue  # it is refused, and told, where the inbox is read
+        yield from (record for _, record in report.records)
 
 
 def push(client: redis.Redis, prefix: str, *records: Record) -> None:

@@ -34,8 +34,9 @@ def pilot(head: Service) -> Iterator[Pilot]:
     """Three hosts, and on each a program; ``head`` has seen them start."""
     pilot = head.start([1, 1, 1], virtual=False)
     for node in pilot.nodes:
-        share = (pilot.share(node),)
-        pilot.run(pilot.spec(f"on-{node}", "/bin/sleep", "300", shares=share), node=node)
+        # longer than any of what is waited for, also on a loaded machine
+        more = {"shares": (pilot.share(node),), "wall_time": 1200}
+        pilot.run(pilot.spec(f"on-{node}", "/bin/sleep", "1200", **more), node=node)
     for node in pilot.nodes:
         wait_until(lambda node=node: pilot.inspect("active", node), 20, f"it runs on {node}")  # type: ignore[misc]
     yield pilot

@@ -130,7 +130,8 @@ def test_a_held_one_that_the_user_gives_up_is_over_and_its_pilot_is_sent_home(
     told = registers(store, id, "local-1")
     assert told.unwanted == (("p1", "its allocation is over: cancelled by the user"),)
     with store.read() as conn:
-        assert allocations.list_pilots(conn) == []
+        [pilot] = allocations.list_pilots(conn)
+    assert (pilot.state, pilot.reason) == (PilotState.ENDED, told.unwanted[0][1])
 
 
 def test_what_never_left_is_not_held(

@@ -14,6 +14,7 @@ from celery import Celery
 from balsam_celery import keys
 from balsam_celery.copies import Copy, hook_order
 from balsam_celery.service import checks as checks_module
+from balsam_celery.service import inbox
 from balsam_celery.service.checks import Checks
 from balsam_celery.service.hooks import Outstanding, StepKey, message_id
 from balsam_celery.service.leading import Leadership
@@ -21,6 +22,7 @@ from balsam_celery.settings import RetrySettings
 from balsam_celery.states import State
 from balsam_celery.store import scans
 from balsam_celery.store.engine import Store
+from balsam_celery.wire import TransitionEnded
 from tests.service.running.player import Player
 from tests.store.making import add, program, task, walk
 
@@ -62,6 +64,24 @@ def test_a_lost_hook_is_counted_if_it_had_begun(
     assert copy_of(player, begun, again).begin(player.client)
     checks._send_again([begun])
     assert list(outstanding.given_up) == [begun]
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_what_has_ended_is_not_lost_while_its_end_waits_in_the_inbox(
+    store: Store, app: Celery[Any], player: Player, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The service may be slow to read it; what is over must not run once more."""
+    ended, lost = ("t00001", 0, "preprocess"), ("t00002", 0, "preprocess")
+    told = TransitionEnded(*ended, ok=True, reason="", verdict=None, time=2.0)
+    inbox.push(player.client, player.prefix, told)
+    outstanding = Outstanding(sent={ended: 1.0, lost: 1.0}, copies={ended: 1.0, lost: 1.0})
+    checks = make_checks(store, app, player, outstanding)
+    # a worker that has none of the two
+    monkeypatch.setattr(checks, "_known", lambda _ids, _role: set())
+    for _ in range(4):
+        checks._checked = 0.0
+        checks.run()
+    assert outstanding.sent == {ended: 1.0}
 
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
