@@ -44,26 +44,30 @@ def step_options(ranks: Ranks) -> list[str]:
 
 
 def inner_steps(
-    environment: Mapping[str, str], nodes: Collection[str], others: Collection[str]
+    environment: Mapping[str, str], job: str, others: Collection[str]
 ) -> dict[str, str]:
     """Variables by which steps that a program of some nodes makes keep off the job's others.
 
     hydra names the nodes of its step; ``mpirun`` does not if it uses all that it knows of
     (``plm_slurm_module.c``), and may find Slurm's ``srun`` beside itself. An ``srun`` that is
-    called by its whole path uses any of the job's nodes.
+    called by its whole path uses any of the job's nodes. The one in front of it does nothing in
+    another job, to which ``sbatch`` hands all variables.
 
     Args:
-        environment: of the program.
-        nodes: the program's own.
-        others: nodes of the job that are not.
+        environment: of the program; what is returned adds to it.
+        job: the pilot's.
+        others: its nodes that are not the program's.
     """
-    variables = {"PATH": os.pathsep.join([_BIN, environment.get("PATH", os.defpath)])}
+    variables = {
+        "PATH": os.pathsep.join([_BIN, environment.get("PATH", os.defpath)]),
+        "BALSAM_SLURM_JOB": job,
+    }
     if not others:
         return variables
     variables["BALSAM_OTHER_NODES"] = ",".join(others)
     for name in ("OMPI_MCA_plm_slurm_args", "PRTE_MCA_plm_slurm_args"):
         given = environment.get(name, "").split()
-        variables[name] = " ".join([*given, f"--nodelist={','.join(nodes)}"])
+        variables[name] = " ".join([*given, f"--exclude={','.join(others)}"])
     return variables
 
 

@@ -21,7 +21,7 @@ class PilotContext:
         site: whose pilot it is.
         pilot: its id, new for each incarnation.
         allocation: the batch job it runs in.
-        nodes: what the scheduler gave.
+        nodes: what the scheduler gave; the pilot may not have the use of all.
         end_time: when the batch job ends at the latest, seconds since the epoch.
         environment: what programs inherit; free of secrets and of outer MPI jobs' variables.
         native_id: the scheduler's id of that job, "" when it is not known.

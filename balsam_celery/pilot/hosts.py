@@ -295,8 +295,7 @@ class Hosts(Staff):
             host.used = True
         if len(used) > 1:
             nodes = tuple(host.capacity for host in used)
-            pilot = dataclasses.replace(self._context, nodes=nodes)
-            worker = WorkerContext(pilot, keys.GANG, nodes)
+            worker = WorkerContext(self._context, keys.GANG, nodes)
             sweeps = (self._sweep, self._sweeping.abandon)
             self._gang = Gang(worker, self._crew, *sweeps, self._before_fork)
             self._gang.start()

@@ -88,12 +88,12 @@ class Keeper:
             site=site,
             pilot=invitation.pilot,
             allocation=invitation.allocation,
-            nodes=(self._capacity,),
+            nodes=invitation.nodes,
             end_time=invitation.end_time,
             environment=inherited(os.environ, site.settings),
         )
         self._pilot = pilot
-        self._context = WorkerContext(pilot, node, pilot.nodes)
+        self._context = WorkerContext(pilot, node, (self._capacity,))
         self._gang = WorkerContext(pilot, keys.GANG, pilot.nodes)
         self._again = again
         self._signals = Signals((*_ENDING, ALONE, TOGETHER, signal.SIGCHLD))

@@ -28,7 +28,7 @@ class Part:
         self._names = tuple(node.name for node in pilot.nodes)
         # names of virtual nodes are the site's, not those of a job that it may run in
         known = {} if pilot.virtual else pilot.environment
-        self._slurm = "SLURM_JOB_ID" in known
+        self._slurm_job = known.get("SLURM_JOB_ID", "")
         self._pbs_job = known.get("PBS_JOBID", "")
         self._pbs_file = ""
         if self._pbs_job and len(context.nodes) == 1:
@@ -37,17 +37,21 @@ class Part:
     def variables(self, spec: TaskSpec, environment: Mapping[str, str]) -> dict[str, str]:
         """Those to set for ``spec``; it may write a file into its work directory.
 
+        The user's own stay, but for what keeps job steps to the task's nodes, which adds to them.
+
         Args:
-            environment: of the program.
+            environment: of the program, with the user's own.
         """
         nodes = [share.node for share in spec.shares]
-        if self._slurm:
+        if self._slurm_job:
             own = set(nodes)
             others = [name for name in self._names if name not in own]
-            return {**_slurm_part(spec), **inner_steps(environment, nodes, others)}
+            told = _not_set(_slurm_part(spec), spec)
+            return {**told, **inner_steps(environment, self._slurm_job, others)}
         if self._pbs_job and len(nodes) < len(self._names):
             directory = Path(spec.work_dir) / ".balsam-pbs"
-            return {"PBS_NODEFILE": self._pbs_file or self._node_file(directory, *nodes)}
+            file = self._pbs_file or self._node_file(directory, *nodes)
+            return _not_set({"PBS_NODEFILE": file}, spec)
         return {}
 
     def _node_file(self, directory: Path, *nodes: str) -> str:
@@ -60,6 +64,11 @@ class Part:
         file = directory / self._pbs_job
         file.write_text("".join(f"{node}\n" for node in nodes), encoding="utf-8")
         return str(file)
+
+
+def _not_set(variables: Mapping[str, str], spec: TaskSpec) -> dict[str, str]:
+    """Those that the user has not set otherwise."""
+    return {name: value for name, value in variables.items() if name not in spec.environment}
 
 
 def _slurm_part(spec: TaskSpec) -> dict[str, str]:

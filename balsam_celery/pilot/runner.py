@@ -10,7 +10,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from balsam_celery.durations import format_duration
@@ -137,7 +137,8 @@ class Runner:
         self._on_start(attempt)
         return output, digest
 
-    def _command(self, attempt: Attempt, variables: Mapping[str, str]) -> Launch:
+    def _command(self, attempt: Attempt, variables: dict[str, str]) -> Launch:
+        """Of an attempt, whose program gets ``variables``; may add to these."""
         spec = attempt.spec
         launcher = self._launcher(spec.launcher if needs_launcher(spec) else "none")
         virtual = self._context.pilot.virtual
@@ -145,7 +146,8 @@ class Runner:
             if len(spec.shares) > 1 and not virtual:
                 # it may start processes on its other nodes by its own means
                 attempt.launched = Launched(launcher, elsewhere=True)
-            return Launch(spec.argv, self._part.variables(spec, variables))
+            variables |= self._part.variables(spec, variables)
+            return Launch(spec.argv)
         ranks = make_ranks(
             spec,
             launcher,

@@ -3,7 +3,8 @@
 Each is repeated until it is acknowledged, and each is harmless when done twice: a result is
 brought in line with the row as it is then, a step's message carries its attempt, which begins once
 (``copies``), an errback's rows have fixed ids. One that fails by itself, and not because Redis or
-SQL is away, keeps no other task's waiting; it is given up after some tries, and its task says so.
+SQL is away, keeps no other task's waiting; it is given up after some tries, or after the first if
+what is asked for is wrong, and its task says so.
 """
 
 from __future__ import annotations

@@ -175,6 +175,31 @@ def test_a_node_that_cannot_be_started(tmp_path: Path, redis_server: RedisServer
         service.close()
 
 
+def test_what_pbs_tells_of_a_tasks_nodes(
+    tmp_path: Path, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job has nodes of which a node's worker, or the pilot, makes no use."""
+    file = tmp_path / "7.head"
+    file.write_text("n0\nn1\nn2\n")
+    monkeypatch.setenv("PBS_JOBID", file.name)
+    monkeypatch.setenv("PBS_NODEFILE", str(file))
+    cluster = Cluster(tmp_path / "c", redis_server, start_timeout=20)
+    cluster.cut("n2")
+    service = Service(cluster.site, redis_server)
+    try:
+        pilot = service.begin([1, 1, 1], virtual=False)
+        assert [node.name for node in pilot.wait_registered().nodes] == ["n0", "n1"]
+        show = ("/bin/sh", "-c", 'cat "$PBS_NODEFILE"')
+        own = pilot.spec("one", *show, shares=(pilot.whole("n1"),))
+        pilot.run(own, node="n1")
+        shares = (pilot.whole("n0"), pilot.whole("n1"))
+        pilot.run(pilot.spec("wide", *show, shares=shares, launcher="none"), node=keys.GANG)
+        assert service.ended("one").stdout_tail.split() == ["n1"]
+        assert service.ended("wide").stdout_tail.split() == ["n0", "n1"]
+    finally:
+        service.close()
+
+
 def _can_mount() -> bool:
     if shutil.which("unshare") is None:
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -87,12 +88,28 @@ def test_slurm_tells_of_the_tasks_nodes_and_cores(context: PilotContext, tmp_pat
         "SLURM_TASKS_PER_NODE": "2,2",
         "SLURM_JOB_CPUS_PER_NODE": "2,2",
         "SLURM_CPUS_ON_NODE": "2",
+        "BALSAM_SLURM_JOB": "7",
         "BALSAM_OTHER_NODES": "n2",
-        "OMPI_MCA_plm_slurm_args": "--mem=0 --nodelist=n1,n3",
-        "PRTE_MCA_plm_slurm_args": "--nodelist=n1,n3",
+        "OMPI_MCA_plm_slurm_args": "--mem=0 --exclude=n2",
+        "PRTE_MCA_plm_slurm_args": "--exclude=n2",
     }
     whole = made.variables(spec(tmp_path / "work", *NODES), before)
-    assert [name for name in whole if not name.startswith("SLURM_")] == ["PATH"]
+    added = [name for name in whole if not name.startswith("SLURM_")]
+    assert added == ["PATH", "BALSAM_SLURM_JOB"]
+
+
+def test_what_the_user_sets_stays(context: PilotContext, tmp_path: Path) -> None:
+    """But for what keeps steps to the task's nodes: that is added to."""
+    made = part(context, *NODES, **SLURM)
+    own = {"PATH": "/opt/bin", "SLURM_NNODES": "9", "OMPI_MCA_plm_slurm_args": "--mem=0"}
+    one = spec(tmp_path / "work", "n1", environment=own)
+    variables = made.variables(one, {**SLURM, "PATH": "/bin", **own})
+    assert "SLURM_NNODES" not in variables
+    assert variables["PATH"].endswith("/bin:/opt/bin")
+    assert variables["OMPI_MCA_plm_slurm_args"] == "--mem=0 --exclude=n2,n3"
+    made = part(replace(context, environment={}), *NODES, **PBS)
+    one = spec(tmp_path / "work", "n1", environment={"PBS_NODEFILE": "mine"})
+    assert made.variables(one, {**PBS, "PBS_NODEFILE": "mine"}) == {}
 
 
 def test_virtual_nodes_are_not_those_of_a_job_around_them(
@@ -102,26 +119,54 @@ def test_virtual_nodes_are_not_those_of_a_job_around_them(
     assert made.variables(spec(tmp_path / "work", "n2"), {**SLURM, **PBS}) == {}
 
 
-def test_an_srun_of_its_own_keeps_off_other_nodes(tmp_path: Path) -> None:
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    """Where a Slurm is whose ``srun`` prints its path, ``PATH`` and each argument."""
     installed = tmp_path / "slurm's own"
     installed.mkdir()
     script(installed / "srun", 'printf "%s\\n" "$0" "$PATH" "$@"')
-    path = f"{installed}:/bin"
-    found = inner_steps({"PATH": path}, ["n2"], ["n1", "n3"])
-    said = subprocess.run(
-        ["srun", "-n", "2", "a b", "*"],
-        env=found,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
+    return f"{installed}:/bin"
+
+
+def srun(directory: Path, environment: dict[str, str], *arguments: str) -> list[str]:
+    """What it prints; called as a program in ``directory`` does."""
+    argv = ["srun", *arguments]
+    done = subprocess.run(
+        argv, env=environment, cwd=directory, capture_output=True, text=True, check=True, timeout=30
     )
-    real, told, *arguments = said.stdout.splitlines()
-    assert real == str(installed / "srun")
+    assert done.stderr == ""
+    return done.stdout.splitlines()
+
+
+def test_an_srun_of_its_own_keeps_off_other_nodes(tmp_path: Path, path: str) -> None:
+    found = {**SLURM, **inner_steps({"PATH": path}, "7", ["n1", "n3"])}
+    real, told, *arguments = srun(tmp_path, found, "-n", "2", "a b", "*")
+    assert real == f"{path.removesuffix(':/bin')}/srun"
     assert told == found["PATH"], "what it starts may be a script with an srun"
     assert arguments == ["--exclude=n1,n3", "-n", "2", "a b", "*"]
+    named = srun(tmp_path, {**found, "SLURM_JOB_NAME": "t1.2"}, "-n2")
+    assert named[2:] == ["--exclude=n1,n3", "--job-name=t1.2", "-n2"]
     nothing = subprocess.run(
         ["srun"], env={**found, "PATH": found["PATH"].replace(path, "/")}, capture_output=True
     )
     assert nothing.returncode == 127
     assert nothing.stderr == b"srun: no such program on PATH\n"
+
+
+@pytest.mark.parametrize("job", [{"SLURM_JOB_ID": "8"}, {}])
+def test_an_srun_in_a_job_that_the_program_submits(
+    tmp_path: Path, path: str, job: dict[str, str]
+) -> None:
+    """``sbatch`` hands it all variables; without a job, ``srun`` makes one."""
+    found = inner_steps({"PATH": path}, "7", ["n1", "n3"])
+    assert srun(tmp_path, {**found, **job, "SLURM_JOB_NAME": "mine"}, "-n2")[2:] == ["-n2"]
+
+
+def test_two_installations_do_not_find_each_other_for_ever(tmp_path: Path, path: str) -> None:
+    found = {**SLURM, **inner_steps({"PATH": path}, "7", ["n1"])}
+    first = Path(found["PATH"].partition(":")[0])
+    another = shutil.copytree(first, tmp_path / "another")
+    (tmp_path / "link").symlink_to(first)
+    for before in (another, tmp_path / "link", f"{another}:{first}:{another}"):
+        both = {**found, "PATH": f"{before}:{found['PATH']}"}
+        assert srun(tmp_path, both, "-n2")[2:] == ["--exclude=n1", "-n2"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -102,6 +103,17 @@ def test_a_program_of_some_nodes_stays_there(
     assert set(places) == ({"n2", "n4"} if "N1" not in how else {"n2"})
 
 
+def test_variables_of_the_user_add_to_what_keeps_steps_there(
+    open_worker: OpenWorker, allocation: Allocation
+) -> None:
+    worker = open_worker("n3")
+    own = {"PATH": allocation.environment["PATH"]}
+    worker.run(TASK, "srun", *PLACE, launcher="none", environment=own)
+    ended = worker.ended(TASK)
+    assert ended.exit_code == 0, (ended.reason, ended.stderr_tail)
+    assert (worker.directory / TASK / "places").read_text().split() == ["n3"]
+
+
 def test_a_program_has_no_step_on_nodes_of_others(
     open_worker: OpenWorker, allocation: Allocation
 ) -> None:
@@ -110,6 +122,25 @@ def test_a_program_has_no_step_on_nodes_of_others(
     ended = worker.ended(TASK)
     assert ended.exit_code != 0
     assert "n1 is also in the excluded list" in ended.stderr_tail
+
+
+@pytest.mark.parametrize("how", ["srun", "openmpi"])
+def test_a_job_that_a_program_submits_has_nodes_of_its_own(
+    open_worker: OpenWorker, allocation: Allocation, tmp_path: Path, how: str
+) -> None:
+    """It inherits all variables of the program."""
+    job = tmp_path / "job.sh"
+    argv = launch(how) if how == "srun" else (*launch(how), "--map-by", "node")
+    job.write_text("#!/bin/sh\n" + shlex.join([*argv, *PLACE]) + "\n")
+    worker = open_worker("n3")
+    submit = ("sbatch", "--wait", "--nodes=2", "--output=out", str(job))
+    worker.run(TASK, *submit, launcher="none")
+    ended = worker.ended(TASK)
+    work = worker.directory / TASK
+    assert ended.exit_code == 0, (ended.stderr_tail, (work / "out").read_text())
+    places = (work / "places").read_text().split()
+    assert len(set(places)) == 2
+    assert set(places).isdisjoint(NODES)
 
 
 @pytest.mark.parametrize("end", ["killed", "itself"])

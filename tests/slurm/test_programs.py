@@ -108,6 +108,29 @@ def test_mpi_programs_over_one_to_eight_nodes(slurm_site: LiveSite) -> None:
         assert set(given) <= set(NODES)
 
 
+def test_own_steps_keep_to_the_nodes_of_their_task(slurm_site: LiveSite) -> None:
+    """Of a job of eight nodes, of which a worker of one node knows from its keeper."""
+    own = (
+        "--launcher",
+        "none",
+        "--",
+        "srun",
+        "--input=none",
+        "sh",
+        "-c",
+        'echo "$SLURMD_NODENAME"',
+    )
+    narrow = ("--array", "1-4", "--node-packing-count", "1")
+    ids = [*slurm_site.submit(*narrow, *own), *slurm_site.submit("--num-nodes", "2", *own)]
+    used = set()
+    for id in ids:
+        printed = stdout(slurm_site, id).split()
+        given = [share["node"] for share in attempt_nodes(slurm_site, id)]
+        assert sorted(printed) == sorted(given)
+        used.update(printed)
+    assert used != {NODES[0]}, "by itself Slurm takes the first"
+
+
 def attempt_nodes(live: LiveSite, id: str) -> list[dict[str, str]]:
     with live.store.read() as conn:
         return queries.attempts(conn, id)[-1].nodes
