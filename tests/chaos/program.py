@@ -33,19 +33,19 @@ class Pen:
         self._ledger = os.open(f"{directory}/ledger", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         self.lock = os.open(f"{directory}/locks/{name}.{rank}", os.O_RDWR | os.O_CREAT, 0o600)
 
-    def note(self, what: str, last: object) -> None:
-        """Write one line."""
-        times = f"{time.monotonic():.6f} {time.time():.6f}"
+    def note(self, what: str, last: object, when: float | None = None) -> None:
+        """Write one line; ``when``: by the monotonic clock, if not now."""
+        times = f"{time.monotonic() if when is None else when:.6f} {time.time():.6f}"
         os.write(self._ledger, f"{what} {self._who} {times} {last}\n".encode())
 
-    def start(self, cores: str) -> None:
-        """The run begins; takes the lock."""
+    def start(self, cores: str, when: float | None = None) -> None:
+        """The run begins, or did at ``when``; takes the lock."""
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             alone = True
         except BlockingIOError:
             alone = False
-        self.note("start", cores)
+        self.note("start", cores, when)
         if not alone:
             self.note("overlap", "-")
 
@@ -54,6 +54,18 @@ class Pen:
         self.note("end", status)
         os.close(self.lock)
         os.close(self._ledger)
+
+
+def born() -> float:
+    """When this process was, by the monotonic clock.
+
+    A Python that starts on a loaded machine takes a second or more to its first line, in which who
+    started it may be killed.
+    """
+    with open("/proc/self/stat", encoding="ascii") as stat:  # noqa: PTH123 - no slower start
+        ticks = int(stat.read().rpartition(")")[2].split()[19])
+    since_boot = time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
+    return ticks / os.sysconf("SC_CLK_TCK") - since_boot
 
 
 def rank() -> str:
@@ -86,7 +98,7 @@ def main(directory: str, kind: str, cores: str, seconds: str, failed: str = "") 
     name, attempt = os.environ["BALSAM_TASK_ID"], os.environ["BALSAM_ATTEMPT"]
     hook = os.environ.get("BALSAM_STEP", "")
     pen = Pen(directory, f"{name}:{hook}" if hook else name, attempt, rank())
-    pen.start(cores)
+    pen.start(cores, born())
     if kind == "family":
         leave_children(pen.lock)
     time.sleep(float(seconds))
