@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from balsam_celery import procs, site
-from balsam_celery.errors import SettingsError
 from balsam_celery.launchers import Launcher, find_launcher
 from balsam_celery.launchers.others import Jsrun
 from balsam_celery.launchers.template import Template
@@ -19,7 +18,6 @@ from balsam_celery.outer import clean_environment
 from balsam_celery.pilot.context import PilotContext
 from balsam_celery.pilot.starting import NodeStart
 from balsam_celery.resources import NodeCapacity
-from balsam_celery.settings import LauncherSettings
 from tests.waiting import wait_until
 
 #: As the supervisor's: they are read from a descriptor.
@@ -32,16 +30,6 @@ id = "0123abcd"
 [pilot]
 python = "{python}"
 """
-
-
-@pytest.fixture(params=["mpich", "openmpi"])
-def launcher(request: pytest.FixtureRequest) -> Launcher:
-    try:
-        return find_launcher(LauncherSettings(), request.param, clean_environment(os.environ))
-    except SettingsError as error:
-        if os.environ.get("CI") == "true":
-            raise
-        pytest.skip(f"no mpiexec of {request.param}: {error}")
 
 
 @pytest.fixture

@@ -8,15 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-from balsam_celery.errors import SettingsError
-from balsam_celery.launchers import Launcher, find_launcher
+from balsam_celery.launchers import Launcher
 from balsam_celery.outer import clean_environment
 from balsam_celery.pilot.environment import inherited
 from balsam_celery.pilot.starting import NodeStart
 from balsam_celery.resources import NodeCapacity
-from balsam_celery.settings import LauncherSettings
 from tests.launchers.test_keepers import ended, pilot, script
 from tests.waiting import wait_until
 
@@ -46,16 +42,6 @@ DUMP = (
     "if '0' in (os.environ.get('OMPI_COMM_WORLD_RANK'), os.environ.get('PMI_RANK')):\n"
     "    pathlib.Path(sys.argv[1]).write_text(json.dumps(dict(os.environ)))\n"
 )
-
-
-@pytest.fixture(params=["mpich", "openmpi"])
-def launcher(request: pytest.FixtureRequest) -> Launcher:
-    try:
-        return find_launcher(LauncherSettings(), request.param, clean_environment(os.environ))
-    except SettingsError as error:
-        if os.environ.get("CI") == "true":
-            raise
-        pytest.skip(f"no mpiexec of {request.param}: {error}")
 
 
 def without_aside(environment: dict[str, str]) -> dict[str, str]:

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from balsam_celery.errors import SettingsError
 from balsam_celery.launchers import Launcher, Ranks, find_launcher
 from balsam_celery.launchers.shim import Place, divide, in_front
 from balsam_celery.outer import clean_environment
@@ -45,16 +44,6 @@ def ranks(nodes: int, per_node: int, argv: tuple[str, ...] = PROGRAM) -> Ranks:
         one_host=True,
         root=os.geteuid() == 0,
     )
-
-
-@pytest.fixture(params=["mpich", "openmpi"])
-def launcher(request: pytest.FixtureRequest) -> Launcher:
-    try:
-        return find_launcher(LauncherSettings(), request.param)
-    except SettingsError as error:
-        if os.environ.get("CI") == "true":
-            raise
-        pytest.skip(f"no mpiexec of {request.param}: {error}")
 
 
 def run(what: Ranks, how: Launcher, directory: Path, **outer: str) -> list[Any]:

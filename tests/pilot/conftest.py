@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,3 +42,11 @@ def head(cluster: Cluster, redis_server: RedisServer) -> Iterator[Service]:
     service = Service(cluster.site, redis_server)
     yield service
     service.close()
+
+
+@pytest.fixture
+def children() -> Iterator[list[int]]:
+    found: list[int] = []
+    yield found
+    for pid in found:
+        os.waitpid(pid, 0)

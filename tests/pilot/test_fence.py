@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from balsam_celery.pilot.fence import INCARNATION, Fence
 from tests.waiting import wait_until
-
-
-@pytest.fixture
-def children() -> Iterator[list[int]]:
-    found: list[int] = []
-    yield found
-    for pid in found:
-        os.waitpid(pid, 0)
 
 
 def test_one_look_says_what_is_there(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -25,14 +24,6 @@ def context(service: Service) -> WorkerContext:
     pilot = PilotContext(service.site, "pilot", "alloc", nodes, time.time() + 600, {})
     pilot.directory.mkdir(parents=True)
     return WorkerContext(pilot, "n0", nodes)
-
-
-@pytest.fixture
-def children() -> Iterator[list[int]]:
-    found: list[int] = []
-    yield found
-    for pid in found:
-        os.waitpid(pid, 0)
 
 
 def leavings(context: WorkerContext, children: list[int], patience: float = 60.0) -> Leavings:

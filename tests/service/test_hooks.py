@@ -3,12 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import signal
-import subprocess
-import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +10,6 @@ import pytest
 from kombu.exceptions import OperationalError
 from sqlalchemy import Connection
 
-from balsam_celery import procs
 from balsam_celery.service import hookrun, hooks, kill, transitions
 from balsam_celery.service.cases import Batch
 from balsam_celery.service.requests import request_kill
@@ -28,7 +21,6 @@ from balsam_celery.store.rows import TaskRow
 from balsam_celery.wire import KillAsked, TransitionEnded
 from tests.service.acting import add_pilot, advance, ended, start, step, tell
 from tests.store.making import add, history, program, task
-from tests.waiting import wait_until
 
 S = State
 
@@ -220,72 +212,6 @@ def test_a_hook_that_takes_its_worker_along_is_given_up(store: Store, step: str)
     assert (row.state, row.reason) == (S.FAILED, f"{step}: {reason}")
 
 
-def order(tmp_path: Path, step: str, hook: list[Any], **fields: Any) -> dict[str, Any]:
-    """What the transitions worker is told."""
-    return {
-        "id": "t00001", "attempt": 1, "name": "relax", "step": step, "hook": hook,
-        "state": "RUN_ERROR", "reason": "exit code 4", "task_dir": str(tmp_path / "task"),
-        "staged": str(tmp_path / "task" / "staged"), "work_dir": str(tmp_path / "task" / "1"),
-        "environment": {"MINE": "1"}, **fields,
-    }  # fmt: skip
-
-
-def test_staging(tmp_path: Path) -> None:
-    source = tmp_path / "in [1]"
-    (source / "deep").mkdir(parents=True)
-    (source / "deep" / "a.txt").write_text("a")
-    (source / "b.dat").write_text("b")
-    entries = [
-        str(source / "deep").replace("[", "[[]"),
-        {"from": str(source).replace("[", "[[]") + "/*.dat", "to": "data/b.dat"},
-    ]
-    for _ in range(2):  # again is harmless
-        told = hookrun.run(order(tmp_path, "stage_in", entries), {}, 10)
-        assert (told.ok, told.reason) == (True, "")
-    staged = tmp_path / "task" / "staged"
-    assert (staged / "deep" / "a.txt").read_text() == "a"
-    assert (staged / "data" / "b.dat").read_text() == "b"
-    told = hookrun.run(order(tmp_path, "stage_in", [str(tmp_path / "none*")]), {}, 10)
-    assert (told.ok, told.reason) == (False, f"stage_in: there is no {tmp_path}/none*")
-    told = hookrun.run(order(tmp_path, "stage_in", [{"from": "/x", "to": "../../y"}]), {}, 10)
-    assert not told.ok
-    work = tmp_path / "task" / "1"
-    work.mkdir()
-    (work / "out.h5").write_text("h")
-    out = [{"from": "*.h5", "to": str(tmp_path / "results")}]
-    assert hookrun.run(order(tmp_path, "stage_out", out), {}, 10).ok
-    assert (tmp_path / "results" / "out.h5").read_text() == "h"
-    told = hookrun.run(order(tmp_path, "stage_out", ["*.h5"]), {}, 10)
-    assert "give {'from': pattern, 'to': directory}" in told.reason
-
-
-def test_hook_programs(tmp_path: Path) -> None:
-    show = "import json, os; print(json.dumps(dict(os.environ, cwd=os.getcwd())))"
-    told = hookrun.run(
-        order(tmp_path, "postprocess", [sys.executable, "-c", show]),
-        {"PATH": os.environ["PATH"]},
-        30,
-    )
-    assert told == dataclasses.replace(done("t00001", "postprocess", attempt=1), time=told.time)
-    found = json.loads((tmp_path / "task" / "postprocess.1.out").read_text())
-    assert (found["MINE"], found["BALSAM_TASK_ID"], found["BALSAM_ATTEMPT"]) == ("1", "t00001", "1")
-    assert (found["BALSAM_STATE"], found["BALSAM_REASON"]) == ("RUN_ERROR", "exit code 4")
-    assert found["cwd"] == str(tmp_path / "task" / "1")
-    told = hookrun.run(order(tmp_path, "preprocess", ["sh", "-c", "echo bad >&2; exit 3"]), {}, 30)
-    assert told.reason == "preprocess: exit code 3: bad"
-    told = hookrun.run(order(tmp_path, "preprocess", ["/no/such"]), {}, 30)
-    assert told.reason == "preprocess: No such file or directory: /no/such"
-
-
-@pytest.mark.parametrize(
-    ("says", "verdict", "ok"),
-    [("restart", "restart", True), ("well\\n finish ", "finish", True), ("maybe", None, False)],
-)
-def test_handlers(tmp_path: Path, says: str, verdict: str | None, ok: bool) -> None:
-    told = hookrun.run(order(tmp_path, "handler", ["printf", says + "\\n"]), dict(os.environ), 30)
-    assert (told.ok, told.verdict) == (ok, verdict)
-
-
 def doomed(store: Store) -> list[TaskRow]:
     with store.read() as conn:
         return kill.Kills().due(conn, store.clock()).between
@@ -352,52 +278,6 @@ def test_an_order_to_end_a_step_is_not_for_one_that_was_sent_later() -> None:
     assert killed.has("t00001.0.preprocess", 9.0)
     assert not killed.has("t00001.0.preprocess", 11.0)
     assert not killed.has("t00002.0.preprocess", 9.0)
-
-
-def test_a_hook_that_is_killed_ends_with_all_that_it_started(tmp_path: Path) -> None:
-    pid_file = tmp_path / "pid"
-    script = f"trap '' TERM; setsid sleep 600 & echo $! > {pid_file}; sleep 600"
-    told: list[TransitionEnded] = []
-    killed = threading.Event()
-    asked = order(tmp_path, "postprocess", ["sh", "-c", script])
-    thread = threading.Thread(
-        target=lambda: told.append(hookrun.run(asked, dict(os.environ), 60, killed.is_set))
-    )
-    thread.start()
-    wait_until(lambda: pid_file.exists() and pid_file.read_text().strip(), 20, "it runs")
-    killed.set()
-    thread.join(30)
-    assert (told[0].ok, told[0].reason) == (False, "postprocess: killed")
-    assert not procs.marked(["BALSAM_HOOK=t00001.1.postprocess"])
-    assert not hookrun.run(asked, dict(os.environ), 60, killed.is_set).ok, "it does not begin"
-
-
-def test_a_hook_that_hangs_is_killed_with_its_children(tmp_path: Path) -> None:
-    pid_file = tmp_path / "pid"
-    script = f"setsid sleep 600 & echo $! > {pid_file}; trap '' TERM; sleep 600"
-    told: list[TransitionEnded] = []
-    thread = threading.Thread(
-        target=lambda: told.append(
-            hookrun.run(order(tmp_path, "handler", ["sh", "-c", script]), dict(os.environ), 1)
-        )
-    )
-    thread.start()
-    wait_until(lambda: pid_file.exists() and pid_file.read_text().strip(), 20, "it runs")
-    thread.join(30)
-    assert told[0].reason == "handler: it took longer than 1 s"
-    child = procs.identity(int(pid_file.read_text()))
-    assert child is None or not procs.alive(child)
-
-
-def test_what_an_earlier_worker_left_of_a_hook_ends_first(tmp_path: Path) -> None:
-    environment = {**os.environ, "BALSAM_HOOK": "t00001.1.handler"}
-    for given_up in ("", "cut short 3 times"):
-        left = subprocess.Popen(["sleep", "600"], env=environment, start_new_session=True)
-        asked = order(tmp_path, "handler", ["echo", "fail"], given_up=given_up)
-        told = hookrun.run(asked, dict(os.environ), 30)
-        assert told.verdict == (None if given_up else "fail")
-        assert left.wait(10) == -(signal.SIGTERM if given_up else signal.SIGKILL)
-    assert told.reason == "handler: cut short 3 times"
 
 
 def test_steps_do_not_wait_behind_what_waits_for_the_transitions_worker(
