@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 
+from balsam_celery.cli.bar import Bar
 from balsam_celery.cli.output import echo_json, local_time, plural, say
 from balsam_celery.cli.selection import (
     Selection,
@@ -115,11 +116,13 @@ def _ask_service(
     done: list[str] = []
     requested: list[str] = []
     refused: dict[str, str] = {}
-    for some in _batches(ids):
-        answer = request(some)
-        done += answer.done
-        requested += answer.requested
-        refused |= answer.refused
+    with Bar() as bar:
+        for start in range(0, len(ids), _BATCH):
+            bar.show(start, len(ids), f"{plural(len(done), 'task')} {word}")
+            answer = request(ids[start : start + _BATCH])
+            done += answer.done
+            requested += answer.requested
+            refused |= answer.refused
     # a task may have been reached both by name and as a descendant of an earlier batch
     refused = {id: why for id, why in refused.items() if id not in set(done) | set(requested)}
     if ids:
@@ -137,11 +140,6 @@ def _ask_service(
             say(f"{id}: {why}")
     if refused and not by_filter:
         raise click.exceptions.Exit(1)
-
-
-def _batches(ids: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(ids), _BATCH):
-        yield ids[start : start + _BATCH]
 
 
 @click.command()
@@ -177,8 +175,10 @@ def prune(older_than: str, files: bool, yes: bool, as_json: bool) -> None:
     if not yes:
         confirm(f"Remove all workflows that ended before {local_time(before)}?")
     removed: list[Removed] = []
-    while some := store.run(lambda conn: prune_rows(conn, before, limit=_BATCH)):
-        removed += some
+    with Bar() as bar:
+        while some := store.run(lambda conn: prune_rows(conn, before, limit=_BATCH)):
+            removed += some
+            bar.show(len(removed), None, "removed")
     _tell_removed(removed, files, as_json)
 
 
