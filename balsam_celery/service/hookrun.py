@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from balsam_celery import brands, procs
+from balsam_celery.keys import HOOK_MARK
 from balsam_celery.unfit import passes, single
 from balsam_celery.wire import TransitionEnded
 
@@ -170,7 +171,7 @@ def _copy(source: str, target: Path, step: str) -> str:
 
 
 def _mark(order: Mapping[str, Any]) -> str:
-    return f"BALSAM_HOOK={order['id']}.{order['attempt']}.{order['step']}"
+    return f"{HOOK_MARK}={order['id']}.{order['attempt']}.{order['step']}"
 
 
 def _quarry(order: Mapping[str, Any]) -> procs.Quarry:
