@@ -31,6 +31,8 @@ from tests.schedulers.conftest import Cluster
 from tests.waiting import wait_until
 
 ENDED, QUEUED, RUNNING = JobState.ENDED, JobState.QUEUED, JobState.RUNNING
+#: Variables of who looks at the queue that a job must not have.
+_DROPPED = ("PMI_RANK", "OMPI_COMM_WORLD_SIZE", "SECRET_URL", "BALSAM_ROLE", "BALSAM_HOOK")
 
 
 def test_a_job_runs_where_it_was_told_and_ends(cluster: Cluster) -> None:
