@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import re
@@ -17,7 +18,7 @@ from balsam_celery.errors import SchedulerError, SchedulerUnavailable, SettingsE
 from balsam_celery.resources import NodeCapacity
 from balsam_celery.schedulers import make_scheduler
 from balsam_celery.schedulers.base import IdleWindow, JobRequest, JobState
-from balsam_celery.schedulers.local import LocalOptions, LocalScheduler
+from balsam_celery.schedulers.local import LocalOptions, LocalScheduler, make_local
 from balsam_celery.schedulers.local_keeper import job_nodes
 from balsam_celery.schedulers.local_state import Config, Record, State
 from balsam_celery.settings import (
@@ -69,6 +70,16 @@ def test_the_pilot_learns_its_nodes(cluster: Cluster) -> None:
     assert inside.end_time == (cluster.job(native_id).started or 0) + 50
     assert (inside.native_id, inside.virtual) == (native_id, True)
     cluster.scheduler.cancel(other)
+
+
+def test_a_cancelled_job_has_the_time_that_its_programs_have(tmp_path: Path) -> None:
+    """A grace for the programs of its pilot, and one for what they leave; the site names it."""
+
+    def grace(of_site: int) -> float:
+        settings = Settings(site=dataclasses.replace(SiteSettings(), kill_grace=of_site))
+        return make_local(settings, tmp_path).options.kill_grace
+
+    assert (grace(1), grace(60)) == (10.0, 122.0)
 
 
 def test_outside_a_job_there_is_nothing_inside(cluster: Cluster) -> None:
