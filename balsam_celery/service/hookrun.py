@@ -58,21 +58,21 @@ class Ends:
     def __init__(self, most: int = 1000) -> None:
         self._most = most
         self._lock = threading.Lock()
-        self._told: OrderedDict[str, tuple[float, TransitionEnded]] = OrderedDict()
+        self._told: OrderedDict[str, tuple[str, TransitionEnded]] = OrderedDict()
 
-    def note(self, id: str, sent: float, ended: TransitionEnded) -> None:
-        """The step whose message, of that id, was sent then has ended so."""
+    def note(self, id: str, order: str, ended: TransitionEnded) -> None:
+        """The step whose message had that id, and that order (``copies``), has ended so."""
         with self._lock:
-            self._told[id] = sent, ended
+            self._told[id] = order, ended
             self._told.move_to_end(id)
             while len(self._told) > self._most:
                 self._told.popitem(last=False)
 
-    def of(self, id: str, sent: float | None) -> TransitionEnded | None:
-        """How the step ended whose message was sent then, if it was the last one here."""
+    def of(self, id: str, order: str) -> TransitionEnded | None:
+        """How the step ended whose message had that order, if it was the last one here."""
         with self._lock:
             told = self._told.get(id)
-        return told[1] if told is not None and told[0] == sent else None
+        return told[1] if told is not None and told[0] == order else None
 
 
 def run(
