@@ -5,11 +5,16 @@ it sent a message sends it again (R3). So every message carries its *order*, a t
 the later the service meant it; copies that mean the same run have the same. Before a worker begins,
 it writes the order into Redis, and it begins only if none as great stands there. What was lost with
 its worker is sent with a greater one, which nothing of the dead worker keeps from running.
+
+A Redis that was killed may have forgotten its last seconds: that a message was taken, and that it
+has begun. Then it gives the message out again. So a worker also remembers what it began itself.
 """
 
 from __future__ import annotations
 
+import threading
 import uuid
+from collections import OrderedDict
 from dataclasses import dataclass, field
 
 import redis
@@ -91,6 +96,35 @@ class Copy:
     @property
     def _text(self) -> str:
         return f"{self.order} {self._holder}"
+
+
+class Begun:
+    """What this process has begun, by name; safe between threads.
+
+    Args:
+        most: so many are remembered, the latest.
+    """
+
+    def __init__(self, most: int = 10_000) -> None:
+        self._most = most
+        self._lock = threading.Lock()
+        self._orders: OrderedDict[str, str] = OrderedDict()
+
+    def has(self, name: str, order: str) -> bool:
+        """A copy of that order, or a later one, has begun here."""
+        with self._lock:
+            return self._orders.get(name, "") >= order
+
+    def note(self, name: str, order: str) -> bool:
+        """Note a copy that begins; ``False``: one as late has begun before."""
+        with self._lock:
+            if self._orders.get(name, "") >= order:
+                return False
+            self._orders[name] = order
+            self._orders.move_to_end(name)
+            while len(self._orders) > self._most:
+                self._orders.popitem(last=False)
+            return True
 
 
 def last_begun(client: redis.Redis, prefix: str, name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Names that several parts share: in Redis (everything a site puts there), and of files.
+"""Names that several parts share: in Redis (everything a site puts there), of files and of marks.
 
 Celery queue names are given without the site's prefix (kombu adds it, as ``global_keyprefix``);
 the keys that we touch ourselves are given with it.
@@ -29,6 +29,8 @@ TRANSITION = "balsam.transition"
 #: Seconds that a pilot's heartbeats stay after the last of them.
 HEARTBEATS_LAST = 86400
 
+#: Variable that marks a hook's processes.
+HOOK_MARK = "BALSAM_HOOK"
 #: File in an allocation's directory with the one line that says why its pilot could not start.
 ERROR_FILE = "error.txt"
 

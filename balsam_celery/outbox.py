@@ -14,6 +14,7 @@ The service reads the same file, by :func:`read_outbox`, before it takes a dead 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -34,6 +35,7 @@ COMPACT_ABOVE = 8_000_000
 REMEMBERED = 100_000
 #: Runs of this many seconds are worth a wait for the disk.
 SYNC_ABOVE = 10.0
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
 
 Attempt = tuple[str, int]
 
@@ -122,7 +124,7 @@ class Outbox:
         if path.exists():
             self._replay()
         self.lost = dict(self._held)
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._file = os.open(path, _FLAGS, 0o600)
         self._size = os.fstat(self._file).st_size
         self._mend_end()
         self._compact_above = max(COMPACT_ABOVE, 2 * self._size)
@@ -253,30 +255,46 @@ class Outbox:
             self._faulty = True
         else:
             self._size += len(lines)
-            if self._faulty:
-                logger.warning("%s: can be written again", self.path)
-                self._faulty = False
-                self._compact()
+            self._mend()
 
-    def _compact(self) -> None:
-        """Write anew what is alive; the old file stays if that fails."""
+    def mend(self) -> None:
+        """Try to write what memory alone keeps, if there is anything."""
+        with self._lock:
+            self._mend()
+
+    def _mend(self) -> None:
+        # a full disk may have room for a short line, and not for all of it
+        if self._faulty and self._compact():
+            logger.warning("%s: can be written again", self.path)
+            self._faulty = False
+
+    def _compact(self) -> bool:
+        """Write anew what is alive, and tell whether that is done; else the old file stays."""
         lines = [_line(["seen", dict(self._seen)]), _line(["acked", [self._next - 1]])]
         if self._held:
             lines.append(_received_line(self._held))
         lines += [_ended_line(number, text) for number, (_, text) in self._unacked.items()]
         fresh = self.path.with_suffix(".new")
+        file = -1
         try:
-            with fresh.open("wb") as file:
-                file.write(b"".join(lines))
-                file.flush()
-                os.fdatasync(file.fileno())
+            file = os.open(fresh, _FLAGS | os.O_TRUNC, 0o600)
+            with open(file, "wb", closefd=False) as stream:
+                stream.write(b"".join(lines))
+            os.fdatasync(file)
             fresh.rename(self.path)
-            old, self._file = self._file, os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
-            os.close(old)
-            self._size = os.fstat(self._file).st_size
-            self._compact_above = max(COMPACT_ABOVE, 2 * self._size)
         except OSError as error:
-            logger.error("%s: cannot be compacted: %s", self.path, error)
+            if not self._faulty:
+                logger.error("%s: cannot be compacted: %s", self.path, error)
+            if file >= 0:
+                os.close(file)
+            with contextlib.suppress(OSError):
+                fresh.unlink(missing_ok=True)  # it would take what little room there is
+            return False
+        old, self._file = self._file, file
+        os.close(old)
+        self._size = os.fstat(file).st_size
+        self._compact_above = max(COMPACT_ABOVE, 2 * self._size)
+        return True
 
     def close(self) -> None:
         """Close the file; what is in it stays."""

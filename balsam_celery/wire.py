@@ -244,7 +244,8 @@ class TransitionEnded:
     """The transitions worker did (or failed) a step.
 
     ``step`` is ``stage_in``, ``preprocess``, ``postprocess``, ``stage_out`` or ``handler``;
-    ``verdict`` of a handler is ``restart``, ``finish`` or ``fail``.
+    ``verdict`` of a handler is ``restart``, ``finish`` or ``fail``. ``unfit``: it could not begin,
+    or could not copy, for what is no fault of the task's and may pass (no disk, no memory).
     """
 
     id: str
@@ -254,6 +255,7 @@ class TransitionEnded:
     reason: str
     verdict: str | None
     time: float
+    unfit: bool = False
 
 
 Record = (

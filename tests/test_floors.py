@@ -47,6 +47,7 @@ FLOORS: dict[str, int] = {
     "sizing": 0,
     "outer": 0,
     "cutoff": 0,
+    "unfit": 0,
     "codec": 0,
     "wire": 0,
     # 1: one outside world each

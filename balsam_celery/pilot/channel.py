@@ -14,8 +14,11 @@ import socket
 import time
 from typing import Literal
 
-#: Bytes of a line, of what waits to be sent, and of a peer's first line, at the most.
-_LINE, _WAITING, _FIRST = 1_000_000, 8_000_000, 200
+#: Bytes of a line, and of what waits to be sent, at the most.
+_LINE, _WAITING = 1_000_000, 8_000_000
+#: The same of a peer's number, and of its first line that proves who it is: a ``Hello`` names all
+#: cores of a node.
+_NONCE, _FIRST = 200, 65_536
 _READ = 65536
 _MAC = 32  # hexadecimal digits
 
@@ -124,14 +127,15 @@ class Channel:
         self._in += read
         *lines, rest = self._in.split(b"\n")
         self._in = rest
-        if len(rest) > (_LINE if self.authentic else _FIRST):
-            raise ChannelBroken("a line without end")
         texts = []
         for line in lines:
             if self._receiving is None:
                 self._agree(bytes(line))
             else:
                 texts.append(self._opened(self._receiving, bytes(line)))
+        first = _NONCE if self._receiving is None else _FIRST
+        if len(rest) > (_LINE if self.authentic else first):
+            raise ChannelBroken("a line without end")
         return texts
 
     def _agree(self, nonce: bytes) -> None:

@@ -1,7 +1,7 @@
 """Carries outcomes to the service and brings its answers; one thread, one Redis connection.
 
-Every outcome is written to the outbox first, then pushed to the service's inbox, then pushed again
-every :data:`RESEND_AFTER` seconds until the service acknowledges it (R5). While Redis is away
+Every outcome is written to the outbox first, then pushed to the service's inbox, then pushed again,
+less and less often, until the service acknowledges it (R5). While Redis is away
 outcomes wait in the outbox and programs run on.
 """
 
@@ -194,6 +194,7 @@ class Courier(threading.Thread):
     def _tick(self, beat: bool) -> None:
         commands: list[tuple[str, ...]] = [("HGET", self._limits, self._node)]
         if beat:
+            self._outbox.mend()
             heartbeat = Heartbeat(time.time(), self._pid, self._state, self._outbox.held())
             commands.append(("HSET", self._heartbeats, self._node, encode(heartbeat)))
             commands.append(("EXPIRE", self._heartbeats, str(keys.HEARTBEATS_LAST)))

@@ -16,8 +16,9 @@ from balsam_celery.wire import Record, encode
 
 logger = logging.getLogger(__name__)
 
-#: Seconds after which a record that was not acknowledged is pushed again.
-RESEND_AFTER = 10.0
+#: Seconds after which a record that was not acknowledged is pushed again: at first, and, since they
+#: double each time, at the most. What nobody reads stays in Redis, each copy of it.
+RESEND_AFTER, RESEND_LONGEST = 10.0, 300.0
 #: Records in one push at the most.
 _BATCH = 200
 #: Acknowledgements taken in one exchange at the most.
@@ -50,7 +51,7 @@ class Post:
         self._inbox = keys.inbox(prefix)
         self._acks = keys.acks(prefix, pilot, node)
         self._head = f'{{"pilot":{json.dumps(pilot)},"node":{json.dumps(node)},"records":['
-        self._sent: dict[int, float] = {}
+        self._sent: dict[int, tuple[float, float]] = {}  # when, and how long to wait then
         self._unsent: list[str] = []  # records without a number, kept while Redis is away
         self._pause = 0.0
         self._not_before = 0.0
@@ -74,18 +75,20 @@ class Post:
         if self._try([("RPUSH", self._inbox, *reports)]) is not None:
             self._unsent = []
             now = time.monotonic()
-            self._sent.update((number, now) for number, _ in numbered)
+            for number, _ in numbered:
+                _, waited = self._sent.get(number, (0.0, RESEND_AFTER / 2))
+                self._sent[number] = now, min(2 * waited, RESEND_LONGEST)
 
     def exchange(
         self, unacknowledged: Sequence[Numbered], commands: Sequence[tuple[str, ...]]
     ) -> Answer | None:
         """Push what is due, take acknowledgements, run ``commands``; ``None``: Redis is away."""
         now = time.monotonic()
-        due = [
-            (number, text)
-            for number, text in unacknowledged
-            if now - self._sent.get(number, float("-inf")) > RESEND_AFTER
-        ]
+        due = []
+        for number, text in unacknowledged:
+            sent, wait = self._sent.get(number, (float("-inf"), 0.0))
+            if now - sent > wait:
+                due.append((number, text))
         self.push([], due)
         results = self._try([("LPOP", self._acks, str(_ACKS)), *commands])
         if results is None:
@@ -113,6 +116,8 @@ class Post:
             logger.warning("Redis answers again")
             self._pause = 0.0
             self.came_back = True
+            # it may have forgotten what it had taken
+            self._sent = {number: (sent, RESEND_AFTER) for number, (sent, _) in self._sent.items()}
         return results
 
 

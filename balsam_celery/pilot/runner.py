@@ -24,25 +24,10 @@ from balsam_celery.pilot.output import Output
 from balsam_celery.pilot.part import Part
 from balsam_celery.pilot.process import Exit, Spawner
 from balsam_celery.pilot.ranks import make_ranks, needs_launcher
+from balsam_celery.unfit import is_of_the_node, single
 from balsam_celery.wire import Ended, Outcome, TaskSpec
 
 logger = logging.getLogger(__name__)
-
-#: No disk, no memory, no file system, no process: it is not the program's.
-_OF_THE_NODE = frozenset(
-    {
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EROFS,
-        errno.EIO,
-        errno.ESTALE,
-        errno.ENOTCONN,
-        errno.EMFILE,
-        errno.ENFILE,
-        errno.ENOMEM,
-        errno.EAGAIN,
-    }
-)
 
 
 class Runner:
@@ -85,9 +70,10 @@ class Runner:
         try:
             output, started = self._start(attempt)
         except (OSError, ValueError, BalsamError) as error:
+            why = single(error) if isinstance(error, OSError) else error
             verdict = attempt.finish()
-            kind: Outcome = "unfit" if _is_of_the_node(error) else "cannot-start"
-            outcome, reason = verdict or (kind, f"cannot start: {_why(error)}")
+            kind: Outcome = "unfit" if is_of_the_node(why) else "cannot-start"
+            outcome, reason = verdict or (kind, f"cannot start: {_why(why)}")
             return attempt.ended(outcome, reason)
         if started is None:
             outcome, reason = attempt.finish() or ("killed", "")
@@ -274,11 +260,6 @@ def _why(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def _is_of_the_node(error: Exception) -> bool:
-    """Any program would meet it here: the task is not to blame."""
-    return isinstance(error, OSError) and error.errno in _OF_THE_NODE
 
 
 def timeout_reason(spec: TaskSpec) -> str:

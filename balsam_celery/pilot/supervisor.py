@@ -89,9 +89,13 @@ class Supervisor:
 
     def run(self) -> int:
         """Run until the allocation's end, an order to drain, or a signal; the exit status."""
-        write_pid_file(self._context.directory / "pilot.pid")
-        self._fence.raise_up()
-        end_leftovers(self._context)
+        try:
+            write_pid_file(self._context.directory / "pilot.pid")
+            self._fence.raise_up()
+            end_leftovers(self._context)
+        except OSError as error:
+            tell_error(self._context, f"cannot start: {error.strerror}: {error.filename}")
+            return 1
         reason, status = None, 0
         try:
             self._staff.start()

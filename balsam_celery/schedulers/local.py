@@ -35,6 +35,8 @@ from balsam_celery.schedulers.local_state import MARK, NODES, Config, Record, St
 from balsam_celery.settings import LocalSettings, QueueSettings, Settings
 
 _NATIVE_ID = re.compile(r"local-([1-9]\d*)")
+#: Seconds between TERM and KILL of a job at the least, and what a pilot takes beside its programs.
+_LEAST_GRACE, _END_MARGIN = 10.0, 2.0
 _STATES = {
     "queued": JobState.QUEUED,
     "starting": JobState.QUEUED,
@@ -60,7 +62,7 @@ class LocalOptions:
     site: str
     local: LocalSettings
     queues: dict[str, QueueSettings]
-    kill_grace: float = 10.0
+    kill_grace: float = _LEAST_GRACE
     lock_timeout: float = 30.0
     hidden: tuple[str, ...] = ()
 
@@ -284,6 +286,8 @@ def make_local(settings: Settings, local_dir: Path) -> LocalScheduler:
             site=settings.site.id,
             local=settings.local,
             queues=settings.queues,
+            # a grace for the programs of a pilot, and one for what they have left
+            kill_grace=max(_LEAST_GRACE, 2.0 * settings.site.kill_grace + _END_MARGIN),
             lock_timeout=settings.scheduler.command_timeout,
             hidden=(settings.database.url_env,) if settings.database.url_env else (),
         ),

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from balsam_celery import procs
 from balsam_celery.brands import children_branded
+from balsam_celery.keys import HOOK_MARK
 from balsam_celery.outer import clean_environment
 from balsam_celery.procs import Identity
 from balsam_celery.schedulers.local_queue import Holding, Waiting, choose, expected_starts
@@ -139,8 +140,9 @@ def _spawn_keeper(state: State, config: Config, record: Record) -> tuple[Identit
         *(sys.executable, "-P", "-m", _KEEPER),
         *(str(state.directory), str(record.number), str(record.incarnation)),
     ]
-    # a role would make the job's processes look like those of the service that starts them
-    drop = {MARK, NODES, "BALSAM_ROLE", *config.hidden}
+    # a role would make the job's processes look like those of the service that starts them, and the
+    # mark of a hook that looks at the queue like that hook's
+    drop = {MARK, NODES, "BALSAM_ROLE", HOOK_MARK, *config.hidden}
     environment = {k: v for k, v in clean_environment(os.environ).items() if k not in drop}
     try:
         with children_branded(job="", attempt=""):

@@ -190,8 +190,11 @@ class Checks:
         now = self._store.clock()
         for key in lost:
             log.warning("step %s of task %s was lost and is sent again", key[2], key[0])
-            sent = later_than(last[key], self._outstanding.copies.get(key), now)
-            self._outstanding.lose(key, sent, given_up.get(key, ""))
+            before, begun_last = self._outstanding.copies.get(key), last[key]
+            sent = later_than(begun_last, before, now)
+            if before is None and begun_last is not None:
+                before = float(begun_last)
+            self._outstanding.lose(key, sent, given_up.get(key, ""), before)
 
     def _last_begun(self, key: StepKey) -> str | None:
         return last_begun(self._client, self._prefix, keys.hook_message(message_id(key)))

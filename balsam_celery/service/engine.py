@@ -163,7 +163,7 @@ class Engine(threading.Thread):
         if not leads:
             self._stop_asked.wait(_STANDBY)
             return
-        self._out.flush()
+        # before anything is sent: a Redis that takes no more has room again when this is taken away
         letters = self._inbox.read(0 if self._dirty else _WAIT)
         begin = time.monotonic()
         if letters.raw:

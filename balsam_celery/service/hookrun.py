@@ -8,12 +8,15 @@ import shutil
 import subprocess
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from balsam_celery import brands, procs
+from balsam_celery.keys import HOOK_MARK
+from balsam_celery.unfit import passes, single
 from balsam_celery.wire import TransitionEnded
 
 #: What a handler may say, as the last line of its output.
@@ -49,6 +52,29 @@ class Killed:
         return told is not None and sent <= told[0] and time.monotonic() < told[1]
 
 
+class Ends:
+    """Ends that were told, should Redis forget the report; safe between threads."""
+
+    def __init__(self, most: int = 1000) -> None:
+        self._most = most
+        self._lock = threading.Lock()
+        self._told: OrderedDict[str, tuple[str, TransitionEnded]] = OrderedDict()
+
+    def note(self, id: str, order: str, ended: TransitionEnded) -> None:
+        """The step whose message had that id, and that order (``copies``), has ended so."""
+        with self._lock:
+            self._told[id] = order, ended
+            self._told.move_to_end(id)
+            while len(self._told) > self._most:
+                self._told.popitem(last=False)
+
+    def of(self, id: str, order: str) -> TransitionEnded | None:
+        """How the step ended whose message had that order, if it was the last one here."""
+        with self._lock:
+            told = self._told.get(id)
+        return told[1] if told is not None and told[0] == order else None
+
+
 def run(
     order: Mapping[str, Any],
     environ: Mapping[str, str],
@@ -71,6 +97,7 @@ def run(
     """
     step = order["step"]
     verdict = None
+    unfit = False
     try:
         if order.get("given_up") or order.get("killed") or killed():
             procs.end_all(_quarry(order), grace=_GRACE)
@@ -82,7 +109,9 @@ def run(
         else:
             reason, verdict = _program(order, environ, timeout, killed)
     except OSError as error:
-        reason = f"{step}: {error.strerror or error}: {error.filename}"
+        one = single(error)
+        unfit = passes(one)
+        reason = f"{step}: {one.strerror or one}: {one.filename}"
     return TransitionEnded(
         id=order["id"],
         attempt=order["attempt"],
@@ -91,6 +120,7 @@ def run(
         reason=reason or (f"the handler says {verdict}" if verdict else ""),
         verdict=verdict,
         time=time.time(),
+        unfit=unfit,
     )
 
 
@@ -141,7 +171,7 @@ def _copy(source: str, target: Path, step: str) -> str:
 
 
 def _mark(order: Mapping[str, Any]) -> str:
-    return f"BALSAM_HOOK={order['id']}.{order['attempt']}.{order['step']}"
+    return f"{HOOK_MARK}={order['id']}.{order['attempt']}.{order['step']}"
 
 
 def _quarry(order: Mapping[str, Any]) -> procs.Quarry:
@@ -199,7 +229,10 @@ def _program(
         procs.end_all(replace(quarry, roots=leaders, sessions=leaders), grace=_GRACE)
         process.wait()
         _reap(_mark(order))
-    last = _last_line(output)
+    try:
+        last = _last_line(output)
+    except OSError as error:  # it has run, and must not again
+        last = f"{output} cannot be read: {error.strerror}"
     if code != 0:
         how = f"exit code {code}" if code > 0 else f"signal {-code}"
         return f"{step}: {how}: {last}", None

@@ -65,17 +65,21 @@ class Outstanding:
             With the time that it carries, the same however often it takes to send it; ``None``:
             an earlier life of the service sent it.
         given_up: why a step, when it is sent next, is not to run any more but to be ended.
+        lost: the time that the message carried of which nothing was told, of those that are to be
+            sent anew.
     """
 
     sent: dict[StepKey, float] = field(default_factory=dict)
     copies: dict[StepKey, float | None] = field(default_factory=dict)
     given_up: dict[StepKey, str] = field(default_factory=dict)
+    lost: dict[StepKey, float] = field(default_factory=dict)
 
     def adopt(self, pending: Collection[Pending], now: float) -> None:
         """Take it that an earlier life has sent ``pending``; ``checks`` finds what it has not."""
         self.sent = {one.key: now for one in pending}
         self.copies = dict.fromkeys(self.sent)
         self.given_up = {}
+        self.lost = {}
 
     def unsent(self, pending: Collection[Pending], now: float) -> list[Pending]:
         """Those of ``pending`` to be sent; steps that nobody waits for any more are forgotten."""
@@ -83,14 +87,20 @@ class Outstanding:
         self.sent = {key: time for key, time in self.sent.items() if key in waiting}
         self.copies = {key: time for key, time in self.copies.items() if key in waiting}
         self.given_up = {key: why for key, why in self.given_up.items() if key in waiting}
+        self.lost = {key: time for key, time in self.lost.items() if key in waiting}
         unsent = [one for one in pending if one.key not in self.sent]
         for one in unsent:
             self.copies.setdefault(one.key, now)
         return unsent
 
-    def lose(self, key: StepKey, sent: float, given_up: str) -> None:
-        """Have a step sent anew, with the time ``sent``: what was begun of it counts no more."""
+    def lose(self, key: StepKey, sent: float, given_up: str, lost: float | None = None) -> None:
+        """Have a step sent anew, with the time ``sent``: what was begun of it counts no more.
+
+        ``lost``: the time that its last message carried, if that is known.
+        """
         self.copies[key] = sent
+        if lost is not None:
+            self.lost[key] = lost
         if given_up:
             self.given_up[key] = given_up
         self.sent.pop(key, None)
@@ -191,13 +201,17 @@ def send(
     for one in pending:
         # of another life's message nothing is known: this one is later
         sent = outstanding.copies.get(one.key) or now
-        what = order(one, run_dir, sent, outstanding.given_up.get(one.key, ""))
+        given_up, lost = outstanding.given_up.get(one.key, ""), outstanding.lost.get(one.key)
+        what = order(one, run_dir, sent, given_up, lost)
         publisher.task(keys.TRANSITIONS_QUEUE, keys.TRANSITION, [what], id=one.message_id)
         outstanding.sent[one.key] = now
         outstanding.given_up.pop(one.key, None)
+        outstanding.lost.pop(one.key, None)
 
 
-def order(one: Pending, run_dir: Path, sent: float, given_up: str = "") -> dict[str, Any]:
+def order(
+    one: Pending, run_dir: Path, sent: float, given_up: str = "", lost: float | None = None
+) -> dict[str, Any]:
     """What the transitions worker is told, as JSON values.
 
     Args:
@@ -205,6 +219,7 @@ def order(one: Pending, run_dir: Path, sent: float, given_up: str = "") -> dict[
         run_dir: the site's.
         sent: seconds since the epoch; the same in all copies of a message (``copies``).
         given_up: why it is to be ended instead, if it is.
+        lost: what ``sent`` was of the message that was lost; who has run that tells of it again.
     """
     row = one.row
     staged = staged_dir(run_dir, row)
@@ -224,4 +239,5 @@ def order(one: Pending, run_dir: Path, sent: float, given_up: str = "") -> dict[
         # a step that was lost with its worker may have left something
         "killed": row.kill_requested is not None,
         "given_up": given_up,
+        "lost": lost,
     }

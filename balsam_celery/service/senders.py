@@ -33,6 +33,7 @@ from balsam_celery.wire import (
 log = logging.getLogger(__name__)
 
 _OF_ATTEMPTS = (Started, Ended)
+_OF_STEPS = (StepStarted, StepEnded)
 _OF_PILOTS = (Registered, PilotEnded, WorkerLost)
 #: What the login node's processes report; what the scheduler says of a lost node is theirs too.
 _OF_LOGIN_NODE = (StepStarted, StepEnded, TransitionEnded, KillAsked, Wake, WorkerLost)
@@ -66,19 +67,22 @@ def _may_say(pilot: str, record: Record) -> bool:
 
 
 def of_own_attempts(conn: Connection, several: Sequence[Told]) -> list[Record]:
-    """The records, without those of attempts that SQL has not given to their sender."""
-    ids = {one.record.id for one in several if isinstance(one.record, _OF_ATTEMPTS)}
+    """The records, without those of attempts that SQL has not given to their sender.
+
+    Attempts of steps are given to no pilot: the tasks worker tells of them.
+    """
+    ids = {one.record.id for one in several if isinstance(one.record, _OF_ATTEMPTS + _OF_STEPS)}
     holders = _holders(conn, ids) if ids else {}
     kept = []
     for one in several:
         record = one.record
-        if isinstance(record, _OF_ATTEMPTS):
+        if isinstance(record, _OF_ATTEMPTS + _OF_STEPS):
             key = (record.id, record.attempt)
             if key not in holders:
                 # pruned, or never there: there is nothing that it could change
                 log.warning("refused from %.80r: no such attempt: %.300r", one.pilot, record)
                 continue
-            if holders[key] != one.pilot:
+            if (holders[key] or "") != one.pilot:
                 log.warning(
                     "refused from %.80r: the attempt is %s's: %.300r",
                     one.pilot, holders[key], record,

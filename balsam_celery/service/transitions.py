@@ -15,6 +15,8 @@ from balsam_celery.store.queries import last_attempts
 from balsam_celery.store.rows import TaskRow
 from balsam_celery.wire import TransitionEnded
 
+#: Seconds until a step is tried again for which there was no disk or no memory.
+UNFIT_PAUSE = 30.0
 #: States in which a task may wait for a step, with the steps, in order.
 WAITING: dict[State, tuple[str, ...]] = {
     State.READY: ("stage_in", "preprocess"),
@@ -42,10 +44,21 @@ def ended(batch: Batch, one: TransitionEnded) -> None:
         # whatever it did, no process of it lives any more
         end_killed(batch, case)
         return
+    if one.unfit:
+        _put_off(batch, case, one)
+        return
     if not one.ok and one.step != "handler":
         fail(batch, case, one.reason or f"{one.step} failed")
         return
     _go_on(batch, case, one)
+
+
+def _put_off(batch: Batch, case: Case, one: TransitionEnded) -> None:
+    """Try a step again later: what was in its way is in the way of all others, too."""
+    values: dict[str, object] = {"not_before": batch.now + UNFIT_PAUSE}
+    if one.step != "handler":  # which is told why its program failed
+        values["reason"] = one.reason
+    batch.conn.execute(update(schema.task).where(schema.task.c.id == case.row.id).values(**values))
 
 
 def cut(batch: Batch, id: str, attempt: int, step: str, reason: str) -> str:
@@ -73,9 +86,9 @@ def _go_on(batch: Batch, case: Case, one: TransitionEnded) -> None:
     hooks = case.row.hooks
     if one.step == "stage_in":
         further = () if hooks.get("preprocess") else (State.PREPROCESSED,)
-        batch.go(case, State.STAGED_IN, *further)
+        batch.go(case, State.STAGED_IN, *further, reason="")
     elif one.step == "preprocess":
-        batch.go(case, State.PREPROCESSED)
+        batch.go(case, State.PREPROCESSED, reason="")
     elif one.step == "handler" and one.ok and one.verdict == "restart":
         batch.go(case, State.RESTART_READY, message=one.reason or "the handler says restart")
     elif one.step == "handler" and not (one.ok and one.verdict == "finish"):

@@ -111,6 +111,9 @@ def not_before(facts: TaskFacts) -> Why:
     """It is not to start yet."""
     row = facts.row
     when = moment(row.not_before, facts.now)
+    if row.reason and awaited(row) is not None:
+        text = f"It waits until {when} before this is tried again: {row.reason}."
+        return Why("retry-delay", text, expected_start=row.not_before)
     if row.state is State.RESTART_READY:
         text = f"It waits before it is tried again, until {when}."
         return Why("retry-delay", text, expected_start=row.not_before)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from balsam_celery import procs
 from balsam_celery.celeryapp import ROLE_VARIABLE
 from balsam_celery.errors import SiteError
+from balsam_celery.keys import HOOK_MARK
 from balsam_celery.procs import Identity
 from balsam_celery.site import Site
 from balsam_celery.supervisor import records
@@ -36,16 +37,24 @@ def members(site: Site, names: Iterable[str]) -> list[Identity]:
 
     An allocation inherits the mark from the service that started it, and must outlive that: the
     local scheduler takes the role out of its jobs' environment, so a process counts only when it
-    carries mark and role.
+    carries mark and role. Programs of hooks have no role either; of these there is a mark of their
+    own, which the local scheduler takes out too.
     """
     found = []
     for name in names:
         with_mark = procs.marked({mark(site, name)})
-        with_role = procs.marked({f"{ROLE_VARIABLE}={name}"}, with_mark)
-        for pid in with_role:
+        of_it = procs.marked({f"{ROLE_VARIABLE}={name}"}, with_mark)
+        if name == "transitions":
+            of_it |= {pid for pid in with_mark if _is_of_hook(pid)}
+        for pid in of_it:
             if (process := procs.identity(pid)) is not None:
                 found.append(process)
     return found
+
+
+def _is_of_hook(pid: int) -> bool:
+    own = f"{HOOK_MARK}=".encode()
+    return any(one.startswith(own) for one in procs.environment(pid).split(b"\0"))
 
 
 def end(site: Site, *names: str) -> list[str]:

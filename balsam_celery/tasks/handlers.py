@@ -17,7 +17,7 @@ from celery.worker.control import control_command
 
 from balsam_celery import keys, procs
 from balsam_celery.celeryapp import ROLE_VARIABLE, app, current_site
-from balsam_celery.copies import Copy, hook_order
+from balsam_celery.copies import Begun, Copy, hook_order
 from balsam_celery.schedulers import make_scheduler
 from balsam_celery.service import hookrun, kill
 from balsam_celery.service.runtime import Service
@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 #: Steps that the service wants to be ended here.
 _KILLED = hookrun.Killed()
+#: Steps that have begun here, and those that have ended: Redis may forget both.
+_BEGUN, _ENDED = Begun(), hookrun.Ends()
 
 
 class ServiceStep(bootsteps.StartStopStep):
@@ -152,11 +154,19 @@ def transition(order: dict[str, Any]) -> None:
     id, sent = f"{order['id']}.{order['attempt']}.{order['step']}", order.get("sent", 0.0)
     key = keys.begun(site.settings.key_prefix, keys.hook_message(id))
     copy, client = Copy(key, hook_order(sent)), client_of(app)
-    if not until_done(f"the start of {id}", lambda: copy.begin(client)):
+    if not _BEGUN.note(id, copy.order) or not until_done(
+        f"the start of {id}", lambda: copy.begin(client)
+    ):
         log.warning("dropped a message of %s: it, or a later one, has begun before", id)
         return
     timeout = site.settings.transitions.step_timeout
-    ended = hookrun.run(order, _variables(site), timeout, lambda: _KILLED.has(id, sent))
+    lost = order.get("lost")
+    ended = _ENDED.of(id, hook_order(lost)) if lost is not None else None
+    if ended is None:
+        ended = hookrun.run(order, _variables(site), timeout, lambda: _KILLED.has(id, sent))
+    else:
+        log.warning("the end of %s was lost, and is told again", id)
+    _ENDED.note(id, copy.order, ended)
     what = f"the end of {ended.step} of task {ended.id}"
     if not until_done(what, lambda: copy.end(client)):
         log.warning("%s is not told: it was taken for lost and has begun anew", what)

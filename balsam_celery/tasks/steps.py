@@ -20,7 +20,7 @@ from celery.worker import state as worker_state
 from celery.worker.request import Request
 
 from balsam_celery import keys
-from balsam_celery.copies import Copy, step_order
+from balsam_celery.copies import Begun, Copy, step_order
 from balsam_celery.errors import TaskFailed, TaskTimeout
 from balsam_celery.tasks.base import COPY, REPLACED, BalsamTask, attempt_of, end_copy
 from balsam_celery.tasks.connect import client_of, push, site_of, until_done
@@ -34,16 +34,22 @@ _REMEMBERED = 10_000
 
 #: Latest attempt of each step that was revoked here.
 _revoked: OrderedDict[str, int] = OrderedDict()
+#: Steps that processes of this worker have begun: Redis may forget it.
+_begun = Begun(_REMEMBERED)
 
 
-def _copy_of(app: Celery[Any], id: str, request: Any) -> Copy:
-    """The copy of a step's message that ``request`` holds."""
-    order = step_order(
+def _order_of(request: Any) -> str:
+    return step_order(
         attempt_of(request) or 0,
         getattr(request, "replaced_task_nesting", None) or 0,
         getattr(request, "retries", None) or 0,
     )
-    return Copy(keys.begun(site_of(app).settings.key_prefix, keys.step_message(id)), order)
+
+
+def _copy_of(app: Celery[Any], id: str, request: Any) -> Copy:
+    """The copy of a step's message that ``request`` holds."""
+    key = keys.begun(site_of(app).settings.key_prefix, keys.step_message(id))
+    return Copy(key, _order_of(request))
 
 
 def _begin(app: Celery[Any], id: str, copy: Copy) -> bool:
@@ -99,6 +105,10 @@ class StepRequest(_Stock):  # type: ignore[misc]
         attempt = attempt_of(self._context)
         if attempt is None:
             return bool(super().revoked())
+        if not self._already_revoked and _begun.has(self.id, _order_of(self._context)):
+            log.warning("dropped a message of step %s: it has begun here before", self.id)
+            self._drop()
+            return True
         if attempt > _revoked.get(self.id, attempt):
             worker_state.revoked.discard(self.id)
             return bool(super().revoked())
@@ -111,11 +121,20 @@ class StepRequest(_Stock):  # type: ignore[misc]
         if not terminated and attempt_of(self._context) is not None:
             app = self.task.app
             if not _begin(app, self.id, _copy_of(app, self.id, self._context)):
-                worker_state.task_ready(self)
-                self.acknowledge()
-                self._already_revoked = True
+                self._drop()
                 return
         super()._announce_revoked(reason, terminated, signum, expired)
+
+    def on_accepted(self, pid: Any, time_accepted: float) -> None:
+        """As Celery's: a process has begun it."""
+        if attempt_of(self._context) is not None:
+            _begun.note(self.id, _order_of(self._context))
+        super().on_accepted(pid, time_accepted)
+
+    def _drop(self) -> None:
+        worker_state.task_ready(self)
+        self.acknowledge()
+        self._already_revoked = True
 
 
 def remember_revoked(id: str, attempt: int) -> None:

@@ -66,6 +66,24 @@ def test_both_ways(ends: tuple[socket.socket, socket.socket]) -> None:
     assert head.authentic
 
 
+def test_the_first_line_may_come_in_pieces(ends: tuple[socket.socket, socket.socket]) -> None:
+    """A node with hundreds of cores has a ``Hello`` longer than a packet of the network."""
+    head, node = joined(ends)
+    capacity = NodeCapacity("n0", tuple(range(1024)))
+    hello = encode(Hello("n0", 1, "n0", capacity))
+    node.send(hello)
+    sent = ends[0].recv(1_000_000)
+    assert len(sent) > 4000
+    for part in (sent[:1448], sent[1448:2896], sent[2896:]):
+        between, again = socket.socketpair()
+        with between, again:
+            again.sendall(part)
+            head._socket = between
+            texts = received(head)
+    assert texts == [hello]
+    assert head.authentic
+
+
 def test_another_token(ends: tuple[socket.socket, socket.socket]) -> None:
     head, node = Channel(ends[0], TOKEN, "head"), Channel(ends[1], b"another", "node")
     node.send("let me in")

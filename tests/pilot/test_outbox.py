@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -127,4 +129,42 @@ def test_full_disk(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert [e.id for e in read_outbox(path)] == ["a"]
     box.end([ended("d")])
     assert sorted(e.id for e in read_outbox(path)) == ["a", "b", "c", "d"]
+    box.close()
+
+
+@contextlib.contextmanager
+def longest_file(size: int) -> Iterator[None]:
+    """No file may be longer: stands in for a disk with so much room."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize("again", ["written", "mended"])
+def test_a_full_disk_that_has_room_for_a_short_line(path: Path, again: str) -> None:
+    """What memory alone keeps is written once there is room, also if others were meanwhile."""
+    box = Outbox(path)
+    box.receive([("long", 1), ("short", 1)])
+    with longest_file(path.stat().st_size + 100):
+        box.end([ended("long", stdout_tail="x" * 500)])
+        box.receive([("new", 1)])
+        assert box.path.read_bytes().count(b"new"), "it fits"
+        assert list(path.parent.iterdir()) == [path], "nothing half done takes room"
+        box.mend()
+    assert not read_outbox(path)
+    if again == "written":
+        box.end([ended("short")])
+    else:
+        box.mend()
+    assert "long" in {one.id for one in read_outbox(path)}
+    # the worker is killed
+    left = Outbox(path)
+    assert ("long", 1) not in left.lost
+    assert "long" in {decode(Ended, _without_type(text)).id for _, text in left.unacknowledged()}
+    left.close()
     box.close()

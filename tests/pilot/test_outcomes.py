@@ -109,6 +109,19 @@ def test_full_disk_under_the_work_directory(pilot: Pilot, full_disk: Path) -> No
         assert ended.reason == f"cannot start: No space left on device: {path}"
 
 
+def test_full_disk_for_staged_files(pilot: Pilot, full_disk: Path, tmp_path: Path) -> None:
+    """Copying a directory gathers its errors as texts: it is the disk all the same."""
+    staged = tmp_path / "staged"
+    (staged / "deep").mkdir(parents=True)
+    (staged / "deep" / "file").write_bytes(b"x" * 8192)
+    task = new_id()
+    work_dir = full_disk / task
+    pilot.run(pilot.spec(task, "/bin/true", work_dir=str(work_dir), staged=str(staged)))
+    ended = pilot.service.ended(task)
+    assert ended.outcome == "unfit"
+    assert ended.reason == f"cannot start: No space left on device: {work_dir}/deep/file"
+
+
 def test_output_that_cannot_be_written(pilot: Pilot) -> None:
     """The program hears of it from its own writes, and ends as it wants to."""
     task = new_id()

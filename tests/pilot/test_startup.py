@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from balsam_celery import keys, wire
+from balsam_celery.pilot.fence import INCARNATION
 from balsam_celery.resources import NodeCapacity
 from balsam_celery.schedulers.base import JobNodes
 from balsam_celery.schedulers.local_state import NODES
@@ -144,6 +145,18 @@ def test_an_id_that_leads_elsewhere(
     assert start(allocation=allocation).wait(60) == 2
     assert f"{allocation!r} is no id of an allocation" in (tmp_path / "pilot.out").read_text()
     assert not list(site.directory.rglob(keys.ERROR_FILE))
+
+
+def test_a_directory_that_cannot_be_written(start: Start, directory: Path, tmp_path: Path) -> None:
+    """The disk may have become full since the job was submitted."""
+    (directory / INCARNATION).mkdir()
+    nodes = tmp_path / "nodes.json"
+    job = JobNodes((NodeCapacity("n0", (0,)),), time.time() + 600, "job-1", virtual=True)
+    nodes.write_text(wire.encode(job))
+    assert start(nodes).wait(60) == 1
+    text = (directory / keys.ERROR_FILE).read_text()
+    assert text == f"cannot start: Is a directory: {directory / INCARNATION}\n"
+    assert (tmp_path / "pilot.out").read_text() == f"pilot: {text}"
 
 
 def test_a_scheduler_that_answers_late(

@@ -99,6 +99,27 @@ def test_a_full_disk_under_outboxes_and_work_directories(
     wait_until(lambda: not live.status()["shortages"], 30, "status says no more of it")
 
 
+def test_a_full_disk_for_what_is_staged(
+    live: LiveSite, disks: SmallDisks, steady: Memory, tmp_path: Path
+) -> None:
+    """A task whose files find no room waits, and says why."""
+    source = tmp_path / "input"
+    source.write_bytes(b"x" * 1_000_000)
+    with disks.full("run"):
+        told(live, "the disk is full under")
+        id = live.python(
+            "import json\nfrom balsam_celery import program\n"
+            f"one = program('staged', ['true'], stage_in=[{str(source)!r}])\n"
+            "print(json.dumps(one.delay().id))"
+        )
+        reason = "stage_in: No space left on device"
+        wait_until(lambda: reason in live.task(id).reason, 60, "it says why")
+        assert live.task(id).state == "READY"
+        assert reason in live.balsam("explain", id)
+    row = live.wait_for(id, "JOB_FINISHED", timeout=120)
+    assert (row.attempt, row.reason) == (1, "")
+
+
 def test_an_allocation_that_finds_the_disk_full(
     live: LiveSite, disks: SmallDisks, steady: Memory
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import re
@@ -17,7 +18,7 @@ from balsam_celery.errors import SchedulerError, SchedulerUnavailable, SettingsE
 from balsam_celery.resources import NodeCapacity
 from balsam_celery.schedulers import make_scheduler
 from balsam_celery.schedulers.base import IdleWindow, JobRequest, JobState
-from balsam_celery.schedulers.local import LocalOptions, LocalScheduler
+from balsam_celery.schedulers.local import LocalOptions, LocalScheduler, make_local
 from balsam_celery.schedulers.local_keeper import job_nodes
 from balsam_celery.schedulers.local_state import Config, Record, State
 from balsam_celery.settings import (
@@ -31,6 +32,8 @@ from tests.schedulers.conftest import Cluster
 from tests.waiting import wait_until
 
 ENDED, QUEUED, RUNNING = JobState.ENDED, JobState.QUEUED, JobState.RUNNING
+#: Variables of who looks at the queue that a job must not have.
+_DROPPED = ("PMI_RANK", "OMPI_COMM_WORLD_SIZE", "SECRET_URL", "BALSAM_ROLE", "BALSAM_HOOK")
 
 
 def test_a_job_runs_where_it_was_told_and_ends(cluster: Cluster) -> None:
@@ -69,6 +72,16 @@ def test_the_pilot_learns_its_nodes(cluster: Cluster) -> None:
     cluster.scheduler.cancel(other)
 
 
+def test_a_cancelled_job_has_the_time_that_its_programs_have(tmp_path: Path) -> None:
+    """A grace for the programs of its pilot, and one for what they leave; the site names it."""
+
+    def grace(of_site: int) -> float:
+        settings = Settings(site=dataclasses.replace(SiteSettings(), kill_grace=of_site))
+        return make_local(settings, tmp_path).options.kill_grace
+
+    assert (grace(1), grace(60)) == (10.0, 122.0)
+
+
 def test_outside_a_job_there_is_nothing_inside(cluster: Cluster) -> None:
     with pytest.raises(SchedulerError, match="BALSAM_LOCAL_NODES is not set"):
         cluster.scheduler.inside({})
@@ -103,14 +116,14 @@ def test_cores_go_on_over_nodes_and_are_real_only_where_all_fit() -> None:
 def test_the_job_gets_a_clean_start(
     make_cluster: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("PMI_RANK", "OMPI_COMM_WORLD_SIZE", "SECRET_URL", "BALSAM_ROLE", "KEPT"):
+    for name in (*_DROPPED, "KEPT"):
         monkeypatch.setenv(name, "1")
     cluster = make_cluster(hidden=("SECRET_URL",))
     native_id = cluster.submit("env | sort; grep -E '^Sig(Blk|Ign)' /proc/self/status")
     cluster.wait_for(native_id, ENDED)
     output = cluster.output(native_id)
     assert "\nKEPT=1\n" in output
-    for name in ("PMI_RANK", "OMPI_COMM_WORLD_SIZE", "SECRET_URL", "BALSAM_ROLE"):
+    for name in _DROPPED:
         assert f"{name}=" not in output
     for name in ("SigBlk", "SigIgn"):
         mask = int(output.split(f"{name}:")[1].split()[0], 16)

@@ -22,6 +22,7 @@ from balsam_celery.wire import (
     Registered,
     Started,
     StepEnded,
+    StepStarted,
     TransitionEnded,
     WorkerLost,
     to_plain,
@@ -144,6 +145,9 @@ def test_the_word_of_another_pilot(
         (other, "pilot", PilotEnded(own, "forged", NOW)),
         (other, "pilot", Registered(own, f"a-{own}", "h", 1, NOW, (), NOW)),
         (own, "n0", StepEnded("t00001", 1, "SUCCESS", 1, None, NOW)),
+        # what a tasks worker may say of steps it may not of programs
+        ("", "", StepStarted("t00001", 1, NOW, "forged")),
+        ("", "", StepEnded("t00001", 1, "SUCCESS", 1, None, NOW)),
         (own, "n0", TransitionEnded("t00001", 1, "postprocess", True, "", None, NOW)),
     ]
     numbers = [(pilot, node, player.tell(pilot, node, word)) for pilot, node, word in words]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,44 @@ def test_staging(tmp_path: Path) -> None:
     assert (tmp_path / "results" / "out.h5").read_text() == "h"
     told = hookrun.run(order(tmp_path, "stage_out", ["*.h5"]), {}, 10)
     assert "give {'from': pattern, 'to': directory}" in told.reason
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with hardly any room."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k,nr_inodes=6", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.skip("cannot mount a small file system here")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_no_room_is_no_fault_of_the_task(tmp_path: Path, small_disk: Path) -> None:
+    """A full disk would else fail all that wait for a hook, within seconds."""
+    source = tmp_path / "source"
+    (source / "deep").mkdir(parents=True)
+    for path in (source / "large", source / "deep" / "large"):
+        path.write_bytes(b"x" * 100_000)
+    for entry in (source / "large", source / "deep"):
+        told = hookrun.run(order(small_disk, "stage_in", [str(entry)]), {}, 10)
+        assert told.unfit
+        assert not told.ok
+        target = small_disk / "task" / "staged" / entry.relative_to(source)
+        target = target / "large" if entry.is_dir() else target
+        assert told.reason == f"stage_in: No space left on device: {target}"
+    for number in range(6):  # no file more
+        with contextlib.suppress(OSError):
+            (small_disk / str(number)).touch()
+    ran = tmp_path / "ran"
+    told = hookrun.run(order(small_disk, "handler", ["touch", str(ran)]), dict(os.environ), 10)
+    assert (told.unfit, told.verdict, ran.exists()) == (True, None, False)
+    # what is the task's own fault stays so
+    told = hookrun.run(order(tmp_path, "stage_in", [str(tmp_path / "none")]), {}, 10)
+    assert (told.unfit, told.ok) == (False, False)
+    told = hookrun.run(order(tmp_path, "handler", ["/no/such"]), {}, 10)
+    assert (told.unfit, told.ok) == (False, False)
 
 
 def test_hook_programs(tmp_path: Path) -> None:

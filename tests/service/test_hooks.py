@@ -20,6 +20,7 @@ from balsam_celery.store.insert import NewTask
 from balsam_celery.store.rows import TaskRow
 from balsam_celery.wire import KillAsked, TransitionEnded
 from tests.service.acting import add_pilot, advance, ended, start, step, tell
+from tests.store.conftest import Clock
 from tests.store.making import add, history, program, task
 
 S = State
@@ -83,6 +84,50 @@ def test_a_step_that_fails_fails_the_task(store: Store, step: str) -> None:
         S.FAILED, f"{step}: no disk", f"{step}: no disk",
     )  # fmt: skip
     assert task(store, "c00001").state is S.FAILED
+
+
+@pytest.mark.parametrize("step", ["stage_in", "preprocess", "postprocess", "stage_out", "handler"])
+def test_a_step_for_which_there_was_no_room_is_tried_again(
+    store: Store, clock: Clock, step: str
+) -> None:
+    """With the next message, which no worker takes for a copy of the last."""
+    add_pilot(store)
+    add(store, hooked("t00001", hooks={step: ["x"]}))
+    advance(store)
+    if step in ("postprocess", "stage_out", "handler"):
+        start(store)
+        tell(store, ended("t00001", code=int(step == "handler")))
+    before = task(store, "t00001")
+    outstanding = hooks.Outstanding()
+    [one] = outstanding.unsent(advance(store), clock())
+    outstanding.sent[one.key] = first = clock()
+    reason = f"{step}: No space left on device: /run/x"
+    over = done("t00001", step, ok=False, attempt=before.attempt, reason=reason)
+    tell(store, dataclasses.replace(over, unfit=True))
+    row = task(store, "t00001")
+    assert (row.state, row.failures, row.cuts) == (before.state, before.failures, before.cuts)
+    assert row.reason == (before.reason if step == "handler" else reason)
+    assert not outstanding.unsent(advance(store), clock())
+    clock.now += transitions.UNFIT_PAUSE
+    [again] = outstanding.unsent(advance(store), clock())
+    assert again.key == one.key
+    assert (outstanding.copies[one.key] or 0.0) > first
+    tell(store, done("t00001", step, attempt=before.attempt, verdict="finish"))
+    row = task(store, "t00001")
+    assert row.state in (S.STAGED_IN, S.PREPROCESSED, S.JOB_FINISHED)
+    assert row.reason == ""
+
+
+def test_a_kill_of_a_step_for_which_there_was_no_room_waits_for_nobody(store: Store) -> None:
+    add(store, hooked("t00001", hooks={"preprocess": ["x"]}))
+    outstanding = hooks.Outstanding()
+    outstanding.unsent(advance(store), store.clock())
+    tell(store, dataclasses.replace(done("t00001", "preprocess", ok=False), unfit=True))
+    outstanding.unsent(advance(store), store.clock())
+    request_kill(store, ["t00001"], "enough")
+    rows = doomed(store)
+    store.run(lambda conn: hooks.end_killed(batch(store, conn), rows, outstanding))
+    assert task(store, "t00001").state is S.USER_KILLED
 
 
 @pytest.mark.parametrize(

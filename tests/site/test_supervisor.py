@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import http.client
 import os
 import signal
@@ -20,10 +21,13 @@ from balsam_celery.celeryapp import make_site_app, redis_client
 from balsam_celery.errors import InvalidInput, SchemaError, SiteError
 from balsam_celery.schedulers import make_scheduler
 from balsam_celery.schedulers.base import JobRequest, JobState
-from balsam_celery.site import Site, find
+from balsam_celery.service.requests import request_kill
+from balsam_celery.site import Site, connect_store, find
 from balsam_celery.siteinit import init
+from balsam_celery.states import State
 from balsam_celery.supervisor import SiteStatus, children, down, ending, records, status, up
 from balsam_celery.supervisor.probes import WORKERS
+from tests.store.making import add, program, task
 from tests.waiting import wait_until
 
 ALL = (children.SUPERVISOR, *children.NAMES)
@@ -232,6 +236,29 @@ def test_down_after_kill_9_of_the_supervisor_leaves_nothing(running: Site) -> No
     assert not any(process.up for process in now.processes)
     assert now.note == ""  # the database answers without any process
     down(running)  # harmless
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_down_ends_hooks(running: Site, killed: bool) -> None:
+    """Also what a transitions worker that was killed has left; they run again after the next up."""
+    id = f"hook-{int(killed)}"
+    hooked = dataclasses.replace(program(id), hooks={"preprocess": ["sleep", "300"]})
+    store = connect_store(running)
+    add(store, hooked)
+    mark = {f"BALSAM_HOOK={id}.0.preprocess"}
+    before = wait_until(lambda: procs.marked(mark), 60, "the hook runs")
+    if killed:
+        kill(running, "supervisor")
+        kill(running, "transitions")
+        assert procs.marked(mark) == before
+    down(running)
+    assert left_running(running) == {}
+    up(running)
+    wait_until(lambda: procs.marked(mark) - before, 90, "it runs again")
+    assert request_kill(store, [id], "enough").requested == (id,)
+    wait_until(lambda: task(store, id).state is State.USER_KILLED, 60, "it is killed")
+    assert not procs.marked(mark)
+    store.close()
 
 
 def test_down_ends_allocations_of_the_local_scheduler(running: Site, tmp_path: Path) -> None:

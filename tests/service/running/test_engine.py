@@ -151,6 +151,26 @@ def test_redis_away(
 
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_a_redis_that_takes_no_more_is_read(
+    own_redis: RedisServer, make_engine: MakeEngine, store: Store, player: Player
+) -> None:
+    """What lies in the inbox may be what fills it; nobody else takes that away."""
+    engine = make_engine()
+    player.register("p1")
+    asked = Report(records=((0, KillAsked(("t00002",), terminate=True, who="a test")),))
+    player.client.rpush("spare", encode(asked))
+    player.client.config_set("maxmemory", 1)
+    add(store, program("t00001"), program("t00002", ranks_per_node=64), now=time.time())
+    wait_until(lambda: engine._out._waiting, 20, "a bundle that cannot be sent waits")
+    player.client.rename("spare", keys.inbox(player.prefix))
+    wait_state(store, "t00002", S.USER_KILLED)
+    wait_until(lambda: not player.client.exists(keys.inbox(player.prefix)), 20, "it is taken away")
+    player.client.config_set("maxmemory", 0)
+    [spec] = player.wait_specs(1, "p1")
+    assert (spec.id, spec.attempt) == ("t00001", 1)
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 def test_database_locked(make_engine: MakeEngine, store: Store, player: Player) -> None:
     engine = make_engine()
     player.register("p1")

@@ -18,6 +18,7 @@ from balsam_celery import keys, procs
 from balsam_celery.celeryapp import redis_client
 from balsam_celery.service import checks
 from balsam_celery.service.engine import Engine
+from balsam_celery.service.inbox import Letters
 from balsam_celery.service.requests import request_kill
 from balsam_celery.site import Site
 from balsam_celery.states import State
@@ -230,11 +231,86 @@ def test_a_message_that_comes_twice_or_late_runs_no_hook(
     again(1)
     query = worker.inspect("query_task", "t00001.0.preprocess")
     assert query["t00001.0.preprocess"][0] == "active", "it is not taken for lost"
+    # a Redis that was killed may have forgotten that it has begun
+    player.client.delete(keys.begun(player.prefix, keys.hook_message("t00001.0.preprocess")))
+    again(2)
     go.touch()
     wait_state(store, "t00001", S.PREPROCESSED)
-    again(2)
+    again(3)
+    player.client.delete(keys.begun(player.prefix, keys.hook_message("t00001.0.preprocess")))
+    again(4)
     assert len(read_lines(ran)) == 1
     assert history(store, "t00001")[-2:] == [S.READY, S.PREPROCESSED]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_report_that_redis_has_forgotten_is_told_again(
+    make_engine: Callable[[], Engine],
+    workers: Workers,
+    store: Store,
+    site: Site,
+    app: Celery[Any],
+    player: Player,
+    monkeypatch: pytest.MonkeyPatch,
+    known: bool,
+) -> None:
+    """The hook itself has ended, and must not run once more; also if another service sent it."""
+    engine = make_engine()
+    check = soon(monkeypatch, store, site, app, engine)
+    inbox = keys.inbox(player.prefix)
+    read = engine._inbox.read
+
+    def forgetful(timeout: float, limit: int = 500) -> Letters:
+        letters = read(timeout, limit)
+        lost = [text for text in letters.raw if "TransitionEnded" in str(text)]
+        if forgotten or not lost:
+            return letters
+        forgotten.append(player.client.lrem(inbox, 1, lost[0]))  # type: ignore[arg-type]
+        return Letters()
+
+    forgotten: list[object] = []
+    monkeypatch.setattr(engine._inbox, "read", forgetful)
+    worker = workers.start("transitions", "one", "-P", "threads", "-c", "1")
+    ran = site.directory / "ran"
+    hooked = {"preprocess": ["sh", "-c", f"echo $$ >> {ran}"]}
+    add(store, dataclasses.replace(program("t00001"), hooks=hooked), now=time.time())
+    wait_until(lambda: forgotten, 30, "its report is lost")
+    assert task(store, "t00001").state is S.READY
+    if not known:
+        engine.outstanding.copies = dict.fromkeys(engine.outstanding.copies)
+    wait_until(
+        lambda: check.run() or task(store, "t00001").state is S.PREPROCESSED, 60, "it goes on"
+    )
+    assert len(read_lines(ran)) == 1
+    assert "the end of t00001.0.preprocess was lost, and is told again" in worker.log.read_text()
+
+
+def test_a_message_of_a_step_that_redis_gives_out_again_runs_nothing(
+    make_engine: Callable[[], Engine], workers: Workers, store: Store, site: Site, player: Player
+) -> None:
+    """A Redis that was killed has forgotten that it was taken, and that it has begun."""
+    write_module(site, "mine", MODULE)
+    make_engine()
+    hold = dataclasses.replace(step("s00001"), application="mine.hold")
+    add(store, dataclasses.replace(hold, arguments={"args": [1], "kwargs": {}}), now=time.time())
+    queue = f"{player.prefix}{keys.TASKS_QUEUE}"
+    [message] = wait_until(lambda: player.client.lrange(queue, 0, -1), 20, "it is sent")
+    worker = workers.start("tasks", "one", "-c", "2")
+    wait_state(store, "s00001", S.RUNNING)
+
+    def again(times: int) -> None:
+        player.client.delete(keys.begun(player.prefix, keys.step_message("s00001")))
+        player.client.lpush(queue, message)
+        dropped = "dropped a message of step s00001"
+        wait_until(lambda: worker.log.read_text().count(dropped) == times, 20, "it is dropped")
+
+    again(1)
+    assert worker.inspect("query_task", "s00001")["s00001"][0] == "active"
+    (site.directory / "go").touch()
+    wait_state(store, "s00001", S.JOB_FINISHED)
+    again(2)
+    assert len(read_lines(site.directory / "held")) == 1
+    assert len(attempts_of(store, "s00001")) == 1
 
 
 def test_a_hook_is_not_lost_while_a_worker_that_may_run_it_is_silent(
