@@ -17,10 +17,10 @@ from balsam_celery.service.release import make_ready, settle
 from balsam_celery.service.specs import staged_dir, task_dir
 from balsam_celery.service.transitions import WAITING, awaited
 from balsam_celery.states import State
-from balsam_celery.store import schema
+from balsam_celery.store import queries, schema
 from balsam_celery.store.rows import TaskRow
 
-#: How many tasks between states are looked at in one pass; so many steps are out at once.
+#: How many tasks between states are looked at in one pass; about so many steps are out at once.
 WINDOW = 1000
 
 #: Which step of which attempt.
@@ -116,13 +116,17 @@ def end_killed(
     return [one for one in waiting if one.key in outstanding.copies]
 
 
-def advance(batch: Batch) -> list[Pending]:
+def advance(batch: Batch, out: Collection[StepKey] = ()) -> list[Pending]:
     """Move on what needs no step (READY rows that nobody rendered or sent yet); the others wait.
 
+    Args:
+        batch: takes the moves.
+        out: steps of which a message may be out.
+
     Returns:
-        All tasks that wait for the transitions worker.
+        The tasks that wait for the transitions worker: the oldest, and all those of ``out``.
     """
-    rows = _between_states(batch.conn, batch.now)
+    rows = _between_states(batch.conn, batch.now, out)
     plain = [r for r in rows if r.state is State.READY and awaited(r) is None]
     # a command is filled before anything is staged for it, so that a bad one fails at once
     unrendered = [
@@ -138,15 +142,15 @@ def advance(batch: Batch) -> list[Pending]:
 
 
 def pending(conn: Connection, now: float) -> list[Pending]:
-    """All tasks that wait for the transitions worker."""
-    return _awaiting(_between_states(conn, now))
+    """The oldest tasks that wait for the transitions worker."""
+    return _awaiting(_between_states(conn, now, ()))
 
 
 def _awaiting(rows: Collection[TaskRow]) -> list[Pending]:
     return [Pending(row, step) for row in rows if (step := awaited(row)) is not None]
 
 
-def _between_states(conn: Connection, now: float) -> list[TaskRow]:
+def _between_states(conn: Connection, now: float, out: Collection[StepKey]) -> list[TaskRow]:
     task = schema.task
     pending = text(schema.PENDING_STEP_SQL)
     found = _oldest(conn, pending, now)
@@ -155,6 +159,11 @@ def _between_states(conn: Connection, now: float) -> list[TaskRow]:
         found |= _oldest(conn, and_(pending, task.c.kind == "celery"), now)
         found |= _oldest(conn, and_(pending, task.c.argv.is_(None)), now)
     found |= _oldest(conn, task.c.state == State.POSTPROCESSED.value, now)
+    # older ones that come later, with the clock of another host, do not push out what was sent: it
+    # would be sent anew while it runs, and a kill would not wait for its end
+    if unseen := {key for key in out if key[0] not in found}:
+        rows = queries.find_tasks(conn, sorted({id for id, _, _ in unseen})).values()
+        found |= {one.row.id: one.row for one in _awaiting(rows) if one.key in unseen}
     return [row for row in found.values() if row.state in WAITING]
 
 

@@ -20,7 +20,7 @@ from balsam_celery.store.insert import NewTask
 from balsam_celery.store.rows import TaskRow
 from balsam_celery.wire import KillAsked, TransitionEnded
 from tests.service.acting import add_pilot, advance, ended, start, step, tell
-from tests.store.making import add, history, program, task
+from tests.store.making import NOW, add, history, program, task
 
 S = State
 
@@ -288,3 +288,28 @@ def test_steps_do_not_wait_behind_what_waits_for_the_transitions_worker(
     add(store, step("step00"))
     advance(store)
     assert task(store, "step00").state is S.DISPATCHED
+
+
+def test_what_was_sent_is_not_pushed_out_by_older_tasks_that_come_later(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their times are those of another host's clock, or of a long transaction's begin."""
+    monkeypatch.setattr(hooks, "WINDOW", 2)
+    preprocess = {"preprocess": ["x"]}
+    add(store, hooked("t00001", hooks=preprocess))
+    outstanding = hooks.Outstanding()
+    [one] = outstanding.unsent(advance(store), 1.0)
+    outstanding.sent[one.key] = 1.0
+    add(store, *(hooked(f"s{n:05}", hooks=preprocess) for n in range(3)), now=NOW - 60)
+    unsent = outstanding.unsent(advance(store, outstanding.copies), 2.0)
+    assert sorted(two.row.id for two in unsent) == ["s00000", "s00001"]
+    assert one.key in outstanding.sent
+    assert outstanding.copies[one.key] == 1.0
+    request_kill(store, ["t00001"], "enough")
+    end = hooks.end_killed
+    assert store.run(lambda conn: end(batch(store, conn), doomed(store), outstanding))
+    assert task(store, "t00001").state is S.READY
+    tell(store, done("t00001", "preprocess"))
+    assert task(store, "t00001").state is S.USER_KILLED
+    outstanding.unsent(advance(store, outstanding.copies), 3.0)
+    assert one.key not in outstanding.copies
