@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,6 +60,8 @@ def message_id(key: StepKey) -> str:
 class Outstanding:
     """Steps whose message was sent; in memory, for what is lost with it is found by asking.
 
+    The engine asks and sends, ``checks`` finds what was lost, each in a thread of its own.
+
     Attributes:
         sent: when, by step.
         copies: steps of which a message may have been sent at any time: somebody may run them.
@@ -70,30 +73,34 @@ class Outstanding:
     sent: dict[StepKey, float] = field(default_factory=dict)
     copies: dict[StepKey, float | None] = field(default_factory=dict)
     given_up: dict[StepKey, str] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def adopt(self, pending: Collection[Pending], now: float) -> None:
         """Take it that an earlier life has sent ``pending``; ``checks`` finds what it has not."""
-        self.sent = {one.key: now for one in pending}
-        self.copies = dict.fromkeys(self.sent)
-        self.given_up = {}
+        with self._lock:
+            self.sent = {one.key: now for one in pending}
+            self.copies = dict.fromkeys(self.sent)
+            self.given_up = {}
 
     def unsent(self, pending: Collection[Pending], now: float) -> list[Pending]:
         """Those of ``pending`` to be sent; steps that nobody waits for any more are forgotten."""
         waiting = {one.key for one in pending}
-        self.sent = {key: time for key, time in self.sent.items() if key in waiting}
-        self.copies = {key: time for key, time in self.copies.items() if key in waiting}
-        self.given_up = {key: why for key, why in self.given_up.items() if key in waiting}
-        unsent = [one for one in pending if one.key not in self.sent]
-        for one in unsent:
-            self.copies.setdefault(one.key, now)
+        with self._lock:
+            self.sent = {key: time for key, time in self.sent.items() if key in waiting}
+            self.copies = {key: time for key, time in self.copies.items() if key in waiting}
+            self.given_up = {key: why for key, why in self.given_up.items() if key in waiting}
+            unsent = [one for one in pending if one.key not in self.sent]
+            for one in unsent:
+                self.copies.setdefault(one.key, now)
         return unsent
 
     def lose(self, key: StepKey, sent: float, given_up: str) -> None:
         """Have a step sent anew, with the time ``sent``: what was begun of it counts no more."""
-        self.copies[key] = sent
-        if given_up:
-            self.given_up[key] = given_up
-        self.sent.pop(key, None)
+        with self._lock:
+            self.copies[key] = sent
+            if given_up:
+                self.given_up[key] = given_up
+            self.sent.pop(key, None)
 
 
 def end_killed(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -313,3 +315,23 @@ def test_what_was_sent_is_not_pushed_out_by_older_tasks_that_come_later(
     assert task(store, "t00001").state is S.USER_KILLED
     outstanding.unsent(advance(store, outstanding.copies), 3.0)
     assert one.key not in outstanding.copies
+
+
+def test_a_step_that_is_found_lost_while_others_are_looked_at_stays_lost() -> None:
+    """Another thread finds that, at any moment: it must not be sent as the copy that was lost."""
+    key = ("t00001", 0, "preprocess")
+    outstanding = hooks.Outstanding(sent={key: 1.0})
+    finds = threading.Thread(target=outstanding.lose, args=(key, 9.0, "cut short"))
+
+    class Interrupted(dict[hooks.StepKey, float | None]):
+        def items(self) -> Any:
+            yield from super().items()
+            finds.start()
+            finds.join(0.5)  # it may have to wait until all have been looked at
+
+    outstanding.copies = Interrupted({key: 1.0})
+    row: Any = SimpleNamespace(id=key[0], attempt=key[1])
+    outstanding.unsent([hooks.Pending(row, key[2])], 2.0)
+    finds.join()
+    assert (outstanding.sent, outstanding.copies) == ({}, {key: 9.0})
+    assert outstanding.given_up == {key: "cut short"}
