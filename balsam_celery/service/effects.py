@@ -154,9 +154,8 @@ class Performer:
             effects.failed(conn, effect.id, self._store.clock() + pause)
         batch = Batch(conn, self._store.clock(), "service")
         for effect, error in given_up:
-            reason = f"{_FAULTS[effect.kind]}: {error or type(error).__name__}".splitlines()[0][
-                :500
-            ]
+            why = str(error) or type(error).__name__
+            reason = f"{_FAULTS[effect.kind]}: {why}".splitlines()[0][:500]
             log.warning("task %s: %s", effect.task, reason)
             if effect.kind is EffectKind.SEND:
                 steps.cannot_send(batch, effect.task, effect.payload["attempt"], reason)

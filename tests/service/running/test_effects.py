@@ -20,7 +20,7 @@ from balsam_celery.store.effects import NewEffect
 from balsam_celery.store.effects import add as add_effects
 from balsam_celery.store.engine import Store
 from balsam_celery.store.insert import NewTask
-from balsam_celery.store.rows import EffectKind
+from balsam_celery.store.rows import EffectKind, TaskRow
 from tests.redis_server import RedisServer
 from tests.service.acting import advance, effects_of, step
 from tests.service.running.player import Player
@@ -112,6 +112,19 @@ def test_a_result_that_can_never_be_stored_is_given_up_and_told_of(
     assert row.state is S.FAILED
     assert row.reason.startswith("it failed; its result cannot be put into Redis, only read from")
     assert task(store, "p00002").reason == "it failed"
+
+
+def test_an_error_without_words_is_told_of_by_its_name(
+    store: Store, performer: Performer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(row: TaskRow) -> None:
+        raise KeyError
+
+    monkeypatch.setattr(effects, "_TRIES", 1)
+    monkeypatch.setattr(performer, "_result", refuse)
+    fail(store, "p00001", {})
+    performer.perform()
+    assert task(store, "p00001").reason.endswith(" from SQL: KeyError")
 
 
 def test_an_errback_that_can_never_be_called_is_given_up_and_told_of(
