@@ -33,7 +33,7 @@ def pilot(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -
 def cluster(tmp_path: Path, redis_server: RedisServer) -> Cluster:
     """A site whose pilots run over hosts that are names on this machine."""
     pytest.importorskip("mpi4py")
-    return Cluster(tmp_path / "cluster", redis_server, start_timeout=40)
+    return Cluster(tmp_path / "cluster", redis_server, start_timeout=40, silence_timeout=20)
 
 
 @pytest.fixture

@@ -24,7 +24,12 @@ QUICK: dict[str, dict[str, Any]] = {
     "scheduler": {"poll_interval": "1s", "command_timeout": "10s"},
     # side by side at once: what clusters do is tested here, not what packing saves
     "packing": {"interval": "1s", "efficiency": 0.0},
-    "pilot": {"idle_timeout": "20s", "startup_margin": "20s", "drain_margin": "10s"},
+    "pilot": {
+        "idle_timeout": "20s",
+        "startup_margin": "20s",
+        "drain_margin": "10s",
+        "silence_timeout": "20s",
+    },
     "flower": {"enabled": False},
 }
 #: What makes a launcher the site's, for its pilots too.
