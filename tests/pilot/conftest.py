@@ -25,8 +25,10 @@ def pilot(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -
     """A pilot of one node with two cores, shared by the tests of a module."""
     directory = tmp_path_factory.mktemp("pilot") / "site"
     service = Service(make_site(directory, redis_server), redis_server)
-    yield service.start([2])
-    service.close()
+    try:
+        yield service.start([2])
+    finally:
+        service.close()
 
 
 @pytest.fixture
