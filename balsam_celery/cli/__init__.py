@@ -39,7 +39,12 @@ COMMANDS = {
     cls=Root,
     commands_table=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="The site is the one BALSAM_SITE names, else the working directory or one above it.",
+    epilog=(
+        "First `balsam init DIRECTORY`, then in it `balsam up`, `balsam submit -- PROGRAM`, `balsam"
+        " ls`. The site is the one BALSAM_SITE names, else the working directory or one above it."
+        " An ID may be cut to its first six characters or more where that fits one. Exit status: 0"
+        " done, 1 not all of it succeeded, 2 what was given cannot be used."
+    ),
 )
 @click.version_option(package_name="balsam_celery", prog_name="balsam")
 def balsam() -> None:
