@@ -151,7 +151,8 @@ def _ask_service(
 def rm(files: bool, yes: bool, as_json: bool, **options: Any) -> None:
     """Remove tasks that have ended, with their attempts and events.
 
-    All or none. A filter without --state means tasks that have ended.
+    All or none: one that has not ended, or that such a one waits for, refuses all. A filter without
+    --state means tasks that have ended.
     """
     ids, _ = _choose(options, tuple(FINAL), "Remove", yes)
     removed = session().store.run(lambda conn: remove(conn, ids))
@@ -169,11 +170,15 @@ def rm(files: bool, yes: bool, as_json: bool, **options: Any) -> None:
 @yes_option
 @json_option
 def prune(older_than: str, files: bool, yes: bool, as_json: bool) -> None:
-    """Remove tasks that ended long ago, where all of their workflow has."""
+    """Remove tasks that ended long ago.
+
+    One stays as long as a task that is connected with it, as parent or child, also through others,
+    has not ended so long ago. A common --workflow connects nothing.
+    """
     store = session().store
     before = store.clock() - parse_duration(older_than, "--older-than")
     if not yes:
-        confirm(f"Remove all workflows that ended before {local_time(before)}?")
+        confirm(f"Remove all tasks that ended before {local_time(before)}?")
     removed: list[Removed] = []
     with Bar() as bar:
         while some := store.run(lambda conn: prune_rows(conn, before, limit=_BATCH)):
