@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, and_, select, text
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Double,
+    Select,
+    TextClause,
+    and_,
+    bindparam,
+    select,
+    text,
+)
 
 from balsam_celery import keys
 from balsam_celery.service import transitions
@@ -168,14 +179,12 @@ def _awaiting(rows: Collection[TaskRow]) -> list[Pending]:
 
 
 def _between_states(conn: Connection, now: float, out: Collection[StepKey]) -> list[TaskRow]:
-    task = schema.task
-    pending = text(schema.PENDING_STEP_SQL)
-    found = _oldest(conn, pending, now)
+    found = _oldest(conn, _PENDING, now)
     if len(found) == WINDOW:
         # what needs no transitions worker never waits behind what does
-        found |= _oldest(conn, and_(pending, task.c.kind == "celery"), now)
-        found |= _oldest(conn, and_(pending, task.c.argv.is_(None)), now)
-    found |= _oldest(conn, task.c.state == State.POSTPROCESSED.value, now)
+        found |= _oldest(conn, _PENDING_STEPS, now)
+        found |= _oldest(conn, _UNRENDERED, now)
+    found |= _oldest(conn, _POSTPROCESSED, now)
     # older ones that come later, with the clock of another host, do not push out what was sent: it
     # would be sent anew while it runs, and a kill would not wait for its end
     if unseen := {key for key in out if key[0] not in found}:
@@ -184,15 +193,23 @@ def _between_states(conn: Connection, now: float, out: Collection[StepKey]) -> l
     return [row for row in found.values() if row.state in WAITING]
 
 
-def _oldest(conn: Connection, condition: Any, now: float) -> dict[str, TaskRow]:
+_Condition = ColumnElement[bool] | TextClause
+_PENDING = text(schema.PENDING_STEP_SQL)
+_PENDING_STEPS = and_(_PENDING, schema.task.c.kind == "celery")
+_UNRENDERED = and_(_PENDING, schema.task.c.argv.is_(None))
+_POSTPROCESSED = schema.task.c.state == State.POSTPROCESSED.value
+
+
+def _oldest(conn: Connection, condition: _Condition, now: float) -> dict[str, TaskRow]:
+    rows = conn.execute(_oldest_of(condition), {"now": now}).mappings()
+    return {row["id"]: TaskRow.of(row) for row in rows}
+
+
+@functools.cache
+def _oldest_of(condition: _Condition) -> Select[Any]:
     task = schema.task
-    query = (
-        select(task)
-        .where(condition, task.c.not_before <= now)
-        .order_by(task.c.changed)
-        .limit(WINDOW)
-    )
-    return {row.id: TaskRow.of(row) for row in conn.execute(query).mappings()}
+    query = select(task).where(condition, task.c.not_before <= bindparam("now", type_=Double))
+    return query.order_by(task.c.changed).limit(WINDOW)
 
 
 def send(
