@@ -205,7 +205,8 @@ class FlowerSettings:
 class ResultsSettings:
     """``[results]``."""
 
-    expires: Seconds = 86400  # of Celery results in Redis; SQL answers afterwards
+    expires: Seconds = 86400  # of Celery results that Redis alone has
+    copy_expires: Seconds = 600  # of those that SQL has too, and answers afterwards
 
 
 @dataclass(frozen=True, slots=True)

@@ -201,15 +201,15 @@ _POSTPROCESSED = schema.task.c.state == State.POSTPROCESSED.value
 
 
 def _oldest(conn: Connection, condition: _Condition, now: float) -> dict[str, TaskRow]:
-    rows = conn.execute(_oldest_of(condition), {"now": now}).mappings()
+    rows = conn.execute(_oldest_of(condition, WINDOW), {"now": now}).mappings()
     return {row["id"]: TaskRow.of(row) for row in rows}
 
 
 @functools.cache
-def _oldest_of(condition: _Condition) -> Select[Any]:
+def _oldest_of(condition: _Condition, most: int) -> Select[Any]:
     task = schema.task
     query = select(task).where(condition, task.c.not_before <= bindparam("now", type_=Double))
-    return query.order_by(task.c.changed).limit(WINDOW)
+    return query.order_by(task.c.changed).limit(most)
 
 
 def send(

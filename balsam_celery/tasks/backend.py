@@ -58,6 +58,7 @@ class SiteBackend(_Stock):  # type: ignore[misc]
         # without the checks of TLS, which come from the settings: those of a URL are decoded twice
         plain, _ = split_checks(site_of(app).redis_url())
         super().__init__(*args, app=app, url=plain, **kwargs)
+        self._copy_expires = site_of(app).settings.results.copy_expires
 
     def _add_global_keyprefix(self) -> None:
         prefix = site_of(self.app).settings.key_prefix
@@ -112,7 +113,7 @@ class SiteBackend(_Stock):  # type: ignore[misc]
         """
         with self.client.pipeline(transaction=False) as pipe:
             for task_id, payload in results.items():
-                pipe.set(self.get_key_for_task(task_id), payload, ex=self.expires or None)
+                pipe.set(self.get_key_for_task(task_id), payload, ex=self._copy_expires)
             answers = pipe.execute(raise_on_error=False)
         told = zip(results, answers, strict=True)
         return {task_id: answer for task_id, answer in told if isinstance(answer, Exception)}

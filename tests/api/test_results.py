@@ -53,7 +53,7 @@ def test_success_from_redis_and_from_sql(play: Played) -> None:
     assert from_redis["output_tail"] == "hello\n"
     assert (from_redis["exit_code"], from_redis["state"]) == (0, "JOB_FINISHED")
     with redis_client(play.site) as client:
-        assert 0 < client.ttl(key) <= play.site.settings.results.expires
+        assert 0 < client.ttl(key) <= play.site.settings.results.copy_expires
         client.delete(key)
     assert play.app.AsyncResult(result.id).state == "SUCCESS"
     assert play.app.AsyncResult(result.id).successful()
