@@ -173,6 +173,10 @@ TABLE: dict[str, tuple[TaskFacts, str, list[str]]] = {
     ),
     "a full queue": (waits(held=("max-queued", "two wait")), "max-queued", ["two wait."]),
     "no budget": (waits(held=("budget", "0.0 node-hours left")), "budget", ["node-hours left."]),
+    "machine full": (
+        waits(held=("machine-full", "the nodes of this machine (2) are in allocations")),
+        "machine-full", ["none may be asked for now: the nodes of this machine (2)"],
+    ),
     "no queue": (waits(held=("no-queue", "no queue can hold it")), "no-queue", ["no queue"]),
     "new to the service": (waits(), "slots", ["plans for it next"]),
     "to be tried again": (
