@@ -9,6 +9,7 @@ from pathlib import Path
 from balsam_celery.errors import SchedulerUnavailable
 from balsam_celery.launchers.base import Ranks
 from balsam_celery.schedulers.commands import Commands
+from balsam_celery.schedulers.hostlist import fold
 
 _TIMEOUT = 30.0  # seconds for one command
 #: Holds an ``srun`` that goes no further than a task's own nodes.
@@ -64,10 +65,11 @@ def inner_steps(
     }
     if not others:
         return variables
-    variables["BALSAM_OTHER_NODES"] = ",".join(others)
+    excluded = fold(others)
+    variables["BALSAM_OTHER_NODES"] = excluded
     for name in ("OMPI_MCA_plm_slurm_args", "PRTE_MCA_plm_slurm_args"):
         given = environment.get(name, "").split()
-        variables[name] = " ".join([*given, f"--exclude={','.join(others)}"])
+        variables[name] = " ".join([*given, f"--exclude={excluded}"])
     return variables
 
 

@@ -7,12 +7,14 @@ the job's own variables which of its nodes those are.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 
 from balsam_celery.launchers.steps import inner_steps
 from balsam_celery.pilot.context import WorkerContext
 from balsam_celery.pilot.ranks import step_name
+from balsam_celery.schedulers.hostlist import fold
 from balsam_celery.wire import TaskSpec
 
 
@@ -78,15 +80,19 @@ def _slurm_part(spec: TaskSpec) -> dict[str, str]:
     ``SLURM_TASKS_PER_NODE`` (``ras_slurm_module.c``), hydra these or the ones with ``JOB``
     (``slurm_query_node_list.c``), srun the numbers of nodes; ``bin/srun`` the name.
     """
-    nodes = ",".join(share.node for share in spec.shares)
-    counts = [str(max(1, len(share.cores))) for share in spec.shares]
+    nodes = fold(share.node for share in spec.shares)
+    cores = [max(1, len(share.cores)) for share in spec.shares]
+    counts = ",".join(
+        f"{count}(x{times})" if (times := len([*same])) > 1 else str(count)
+        for count, same in itertools.groupby(cores)
+    )
     return {
         "SLURM_JOB_NAME": step_name(spec.id, spec.attempt),
         "SLURM_JOB_NODELIST": nodes,
         "SLURM_NODELIST": nodes,
         "SLURM_JOB_NUM_NODES": str(len(spec.shares)),
         "SLURM_NNODES": str(len(spec.shares)),
-        "SLURM_TASKS_PER_NODE": ",".join(counts),
-        "SLURM_JOB_CPUS_PER_NODE": ",".join(counts),
-        "SLURM_CPUS_ON_NODE": counts[0],
+        "SLURM_TASKS_PER_NODE": counts,
+        "SLURM_JOB_CPUS_PER_NODE": counts,
+        "SLURM_CPUS_ON_NODE": str(cores[0]),
     }

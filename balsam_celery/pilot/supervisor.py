@@ -211,12 +211,13 @@ class Supervisor:
             commands.append(("HSET", self._heartbeats, "pilot", beat))
             # the service deletes those of pilots that it knows; not all live until they register
             commands.append(("EXPIRE", self._heartbeats, str(keys.HEARTBEATS_LAST)))
+        # also while Redis is away: their patience is with the file system
+        self._deliver_leavings()
         answer = self._post.exchange(list(self._records.items()), commands)
         if answer is None:
             return None
         for number in answer.acknowledged:
             self._records.pop(number, None)
-        self._deliver_leavings()
         for text in answer.results[0] or ():
             try:
                 order = decode(PilotOrder, text)

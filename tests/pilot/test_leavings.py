@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -13,8 +14,9 @@ from balsam_celery.pilot.context import PilotContext, WorkerContext
 from balsam_celery.pilot.leavings import Leavings
 from balsam_celery.resources import NodeCapacity
 from balsam_celery.wire import Ended, Heartbeat, WorkerLost, decode
-from tests.pilot.service import Service
+from tests.pilot.service import Service, make_site
 from tests.pilot.test_giving_up import kill_until_given_up
+from tests.redis_server import RedisServer
 from tests.waiting import wait_until
 
 
@@ -86,3 +88,29 @@ def test_a_pilot_goes_on_beside_one_that_hangs(service: Service) -> None:
         return [one for one in service.all(WorkerLost) if one.confirmed and not one.restarted]
 
     wait_until(final, 30, "that is told")
+
+
+def test_one_that_cannot_be_read_is_tried_again_without_redis(tmp_path: Path) -> None:
+    """Its patience is with the file system, and does not pass unused."""
+    (tmp_path / "redis").mkdir()
+    server = RedisServer(tmp_path / "redis")
+    server.start()
+    service = Service(make_site(tmp_path / "site", server), server)
+    try:
+        pilot = service.start([1, 1])
+        outbox = pilot.directory / "n0.outbox"
+        outbox.rename(outbox.with_suffix(".away"))
+        outbox.mkdir()
+        kill_until_given_up(pilot, "n0")
+        server.stop(kill=True)
+        log = pilot.directory / "pilot.log"
+
+        def tries() -> int:
+            return log.read_text().count("Is a directory: trying again")
+
+        seen = tries()
+        wait_until(lambda: tries() > seen + 1, 60, "it is tried again")
+        server.start()
+    finally:
+        service.close()
+        server.stop()

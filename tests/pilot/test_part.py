@@ -85,8 +85,8 @@ def test_slurm_tells_of_the_tasks_nodes_and_cores(context: PilotContext, tmp_pat
         "SLURM_NODELIST": "n1,n3",
         "SLURM_JOB_NUM_NODES": "2",
         "SLURM_NNODES": "2",
-        "SLURM_TASKS_PER_NODE": "2,2",
-        "SLURM_JOB_CPUS_PER_NODE": "2,2",
+        "SLURM_TASKS_PER_NODE": "2(x2)",
+        "SLURM_JOB_CPUS_PER_NODE": "2(x2)",
         "SLURM_CPUS_ON_NODE": "2",
         "BALSAM_SLURM_JOB": "7",
         "BALSAM_OTHER_NODES": "n2",
@@ -106,7 +106,7 @@ def test_what_the_user_sets_stays(context: PilotContext, tmp_path: Path) -> None
     variables = made.variables(one, {**SLURM, "PATH": "/bin", **own})
     assert "SLURM_NNODES" not in variables
     assert variables["PATH"].endswith("/bin:/opt/bin")
-    assert variables["OMPI_MCA_plm_slurm_args"] == "--mem=0 --exclude=n2,n3"
+    assert variables["OMPI_MCA_plm_slurm_args"] == "--mem=0 --exclude=n[2-3]"
     made = part(replace(context, environment={}), *NODES, **PBS)
     one = spec(tmp_path / "work", "n1", environment={"PBS_NODEFILE": "mine"})
     assert made.variables(one, {**PBS, "PBS_NODEFILE": "mine"}) == {}
@@ -117,6 +117,15 @@ def test_virtual_nodes_are_not_those_of_a_job_around_them(
 ) -> None:
     made = part(replace(context, virtual=True), "n2", **SLURM, **PBS)
     assert made.variables(spec(tmp_path / "work", "n2"), {**SLURM, **PBS}) == {}
+
+
+def test_variables_of_a_huge_pilot_are_short_enough(context: PilotContext, tmp_path: Path) -> None:
+    """Linux starts nothing that has a variable of more than 128 KiB."""
+    nodes = [f"x1921c7s5b0n{number:05}" for number in range(20_000)]
+    made = part(context, *nodes, **SLURM)
+    for own in (nodes[:1], nodes[7:19_999]):
+        variables = made.variables(spec(tmp_path / "work", *own), {**SLURM, "PATH": "/bin"})
+        assert subprocess.run(["/bin/true"], env=variables, check=False).returncode == 0
 
 
 @pytest.fixture

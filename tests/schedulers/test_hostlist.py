@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from balsam_celery.schedulers.hostlist import expand
+from balsam_celery.schedulers.hostlist import expand, fold
 from tests.slurm_cluster import SlurmCluster
 
 #: Words whose meaning was taken from ``scontrol show hostnames`` of Slurm 22.05.
@@ -53,28 +51,20 @@ def test_more_names_than_any_machine_has_nodes_are_refused() -> None:
         expand("a[1-100000]b[1-100000]")
 
 
-def compress(names: list[tuple[str, int, int]]) -> str:
-    """Names (prefix, number, digits) as ranges of what stands together and counts up."""
-    words: list[str] = []
-    for (prefix, _, digits), group in itertools.groupby(
-        enumerate(names), key=lambda item: (item[1][0], item[1][1] - item[0], item[1][2])
-    ):
-        numbers = [number for _, (_, number, _) in group]
-        first, last = (str(number).zfill(digits) for number in (numbers[0], numbers[-1]))
-        words.append(f"{prefix}[{first}-{last}]")
-    return ",".join(words)
-
-
 PREFIXES = st.sampled_from(["n", "gpu-", "nid", "rack7node"])
 NAMES = st.lists(st.tuples(PREFIXES, st.integers(1, 120), st.integers(1, 4)), max_size=40)
 
 
 @given(NAMES)
-def test_expanding_undoes_compressing(names: list[tuple[str, int, int]]) -> None:
-    # digits: at the least as many as the number has, so that a range keeps its width
-    wide = [(prefix, number, max(digits, 3)) for prefix, number, digits in names]
-    plain = tuple(f"{prefix}{str(number).zfill(digits)}" for prefix, number, digits in wide)
-    assert expand(compress(wide)) == plain
+def test_expanding_undoes_folding(names: list[tuple[str, int, int]]) -> None:
+    plain = tuple(f"{prefix}{str(number).zfill(digits)}" for prefix, number, digits in names)
+    assert expand(fold(plain)) == plain
+
+
+def test_what_counts_up_is_folded_into_one_range() -> None:
+    names = ["n8", "n9", "n10", "n11", "n13", "x", "x", "gpu-098", "gpu-099", "gpu-100"]
+    assert fold(names) == "n[8-9],n[10-11],n13,x,x,gpu-[098-100]"
+    assert fold([]) == ""
 
 
 @given(names=NAMES.filter(bool))
@@ -88,3 +78,5 @@ def test_slurm_means_the_same(
     word = slurm_cluster.run("scontrol", "show", "hostlist", ",".join(plain)).stdout.strip()
     meant = slurm_cluster.run("scontrol", "show", "hostnames", word).stdout.split()
     assert list(expand(word)) == meant
+    folded = slurm_cluster.run("scontrol", "show", "hostnames", fold(plain)).stdout.split()
+    assert folded == plain
