@@ -5,15 +5,23 @@ Nobody else may start a task of a node that is cut off before that time is over 
 
 from __future__ import annotations
 
-#: Seconds of silence after which either end of the link between head and node gives the other up.
-SILENCE = 60.0
 #: Seconds beyond the kill grace after which a stopping worker is killed.
 STOP_SLACK = 20.0
 #: Seconds for what cannot be counted.
 _MARGIN = 30.0
+#: Signs of life within the longest silence: a few may be late.
+_BEATS = 6
 
 
-def over_after(kill_grace: float) -> float:
+def beat_every(silence_timeout: float) -> float:
+    """Seconds between signs of life on the link between head and node.
+
+    After a silence of ``silence_timeout`` seconds either end gives the other up.
+    """
+    return silence_timeout / _BEATS
+
+
+def over_after(kill_grace: float, silence_timeout: float) -> float:
     """Seconds after the break of a link at the head by which its node has ended everything.
 
     It takes the silence for the node to see it, a grace for the worker's own end of its programs,
@@ -27,4 +35,4 @@ def over_after(kill_grace: float) -> float:
     It is the same where the node's end has closed the link: the kernel does that too for a keeper
     that was killed, and its worker, which has to end the programs then, may hang.
     """
-    return SILENCE + 3 * kill_grace + STOP_SLACK + _MARGIN
+    return silence_timeout + 3 * kill_grace + STOP_SLACK + _MARGIN

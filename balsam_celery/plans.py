@@ -153,7 +153,7 @@ class Waiting(NamedTuple):
     Attributes:
         demand: the tasks.
         reason: why, for people.
-        code: ``max-allocations``, ``max-queued``, ``budget`` or ``no-queue``.
+        code: ``max-allocations``, ``max-queued``, ``budget``, ``no-queue`` or ``machine-full``.
     """
 
     demand: Demand

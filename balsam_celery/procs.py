@@ -32,6 +32,9 @@ from balsam_celery import brands
 logger = logging.getLogger(__name__)
 
 _PROC = Path("/proc")
+#: What a look into ``/proc`` at a process raises that has ended, or that the kernel hides since it
+#: is another user's (``hidepid=1``; proc(5)).
+UNSEEN = (FileNotFoundError, ProcessLookupError, PermissionError)
 _PR_SET_CHILD_SUBREAPER = 36
 _POLL_FIRST, _POLL_LONGEST = 0.002, 0.05  # seconds
 #: Passes of SIGSTOP over a set that keeps growing, before SIGKILL is sent regardless.
@@ -98,10 +101,10 @@ def boot_id() -> str:
 
 
 def entry(pid: int) -> Entry | None:
-    """The process ``pid`` as it is now, or ``None`` when there is none (zombies are shown)."""
+    """The process ``pid`` as it is now (also a zombie), or ``None`` when none is to be seen."""
     try:
         text = Path(f"/proc/{pid}/stat").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
+    except UNSEEN:
         return None
     # the name, in parentheses, may itself hold spaces and parentheses
     fields = text[text.rindex(b")") + 2 :].split()
@@ -135,7 +138,7 @@ def alive(process: Identity) -> bool:
 
 
 def snapshot() -> dict[int, Entry]:
-    """All processes by pid, zombies too; about 20 µs for each process of the machine."""
+    """All processes that are to be seen, by pid, zombies too; about 20 µs for each."""
     entries = {}
     for name in os.listdir("/proc"):  # noqa: PTH208 - no objects for thousands of names
         if name.isdigit() and (found := entry(int(name))) is not None:
@@ -203,7 +206,7 @@ def environment(pid: int) -> bytes:
 def _threads(pid: int) -> list[int]:
     try:
         return [int(thread.name) for thread in Path(f"/proc/{pid}/task").iterdir()]
-    except (FileNotFoundError, ProcessLookupError):
+    except UNSEEN:
         return []
 
 
@@ -211,7 +214,7 @@ def _read(path: str) -> bytes:
     """What ``path`` in ``/proc`` holds; nothing when the process ended or is another user's."""
     try:
         return Path(path).read_bytes()
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
+    except UNSEEN:
         return b""
 
 
@@ -222,25 +225,21 @@ def find(quarry: Quarry, seen: Collection[Identity] = ()) -> list[Identity]:
         seen: members known from earlier; their descendants count too.
     """
     entries = snapshot()
-    heads = {
-        process.pid
-        for process in (*quarry.roots, *seen)
-        if process.pid in entries and entries[process.pid].identity == process
-    }
+    heads = _there((*quarry.roots, *seen), entries)
     heads |= _session_members(quarry.sessions, entries)
     if quarry.marks:
         heads |= marked(quarry.marks, entries)
     if quarry.job or quarry.attempts:
         heads |= brands.branded(entries, job=quarry.job, attempts=quarry.attempts)
-    parents = {
-        process.pid
-        for process in quarry.parents
-        if process.pid in entries and entries[process.pid].identity == process
-    }
+    parents = _there(quarry.parents, entries)
     heads -= parents
     members = heads | descendants(heads | parents, entries).keys()
     members -= parents | {os.getpid()}
     return sorted(entries[pid].identity for pid in members if entries[pid].lives)
+
+
+def _there(processes: Iterable[Identity], entries: dict[int, Entry]) -> set[int]:
+    return {one.pid for one in processes if (e := entries.get(one.pid)) and e.identity == one}
 
 
 def _session_members(leaders: Collection[Identity], entries: dict[int, Entry]) -> set[int]:

@@ -79,6 +79,10 @@ class Requester:
             return Waiting(demand, "no queue asked now can hold it", "no-queue")
         if not open_:
             return Waiting(demand, *self._room.reason(queues))
+        most = self._policy.machine_nodes
+        if most is not None and all(self._caps(queue, demand, False) is None for queue in open_):
+            reason = f"the nodes of this machine ({most}) are in allocations that can run it later"
+            return Waiting(demand, reason, "machine-full")
         hours = max(0.0, self._room.node_seconds) / 3600
         return Waiting(demand, f"packing.budget has {hours:.1f} node-hours left", "budget")
 
@@ -90,14 +94,23 @@ class Requester:
             share = math.ceil(nodes / (NARROW * max(1, queue.max_running)))
             nodes = min(nodes, max(share, queue.min_nodes, demand.resources.num_nodes))
         room = self._room.left(queue)
-        if spare and self._policy.machine_nodes is not None:
-            free = self._policy.machine_nodes - self._room.nodes
+        if (machine := self._policy.machine_nodes) is not None:
+            # nobody else waits for this machine: what can only wait for others is asked for in time
+            # when those are too near their end
+            free = machine - (self._room.nodes if spare else self._nodes_for(demand))
             if free >= max(queue.min_nodes, demand.resources.num_nodes):
                 nodes = min(nodes, free)
                 room = min(room, free // nodes)
             elif self._is_held(demand):
                 return None
+            else:
+                room = max(1, min(room, machine // nodes))
         return Caps(nodes, queue.max_wall_time, self._room.node_seconds, room)
+
+    def _nodes_for(self, demand: Demand) -> int:
+        """Nodes of what there is, or is asked for, that can run such tasks, if later."""
+        blocks = (*self.blocks.values(), *self.new)
+        return sum(block.nodes for block in blocks if block.fits(demand))
 
     def _would_wait(self, queue: Queue, demand: Demand) -> bool:
         """One more of the queue waits for the end of one that runs, and what there is, or is asked
@@ -107,7 +120,7 @@ class Requester:
 
     def _is_held(self, demand: Demand) -> bool:
         """What there is, or is asked for, can run such tasks, if later."""
-        return any(block.fits(demand) for block in (*self.blocks.values(), *self.new))
+        return self._nodes_for(demand) > 0
 
     def _ask_in(self, queue: Queue, rest: Rest, caps: Caps) -> tuple[Asked, str] | None:
         """The best request of a queue; cut to what is idle there, if that is worth it."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from balsam_celery.amounts import counts_of
+from balsam_celery.cutoff import over_after
 from balsam_celery.durations import parse_duration, parse_pause
 from balsam_celery.errors import InvalidInput, SettingsError
 from balsam_celery.retrying import checked
@@ -159,6 +160,7 @@ class PilotSettings:
     launcher: str = ""  # starts the node workers; "": the one of ``[launcher]``
     python: str = ""  # Python of the compute nodes; "": the path of the login node's
     start_timeout: Seconds = 120  # for a node's worker; before, for the scheduler's answer
+    silence_timeout: Seconds = 60  # of the link between head and node: then each gives the other up
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +205,8 @@ class FlowerSettings:
 class ResultsSettings:
     """``[results]``."""
 
-    expires: Seconds = 86400  # of Celery results in Redis; SQL answers afterwards
+    expires: Seconds = 86400  # of Celery results that Redis alone has
+    copy_expires: Seconds = 600  # of those that SQL has too, and answers afterwards
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +245,11 @@ class Settings:
         """Prefix of everything the site has in Redis."""
         return f"balsam.{self.site.id}."
 
+    @property
+    def over_after(self) -> float:
+        """Seconds after which a node that is cut off has ended everything."""
+        return over_after(self.site.kill_grace, self.pilot.silence_timeout)
+
 
 def load(path: Path) -> Settings:
     """Read and check ``site.toml``.
@@ -272,6 +280,11 @@ def parse(plain: dict[str, Any]) -> Settings:
     for key in ("max_cuts", "max_restarts"):
         if getattr(settings.retry, key) < 1:
             raise InvalidInput(f"retry.{key} is {getattr(settings.retry, key)}: give 1 or more")
+    if settings.pilot.silence_timeout < 10:
+        raise InvalidInput(
+            f"pilot.silence_timeout is {settings.pilot.silence_timeout}: give 10s or more, for a"
+            " node that is only slow is not lost"
+        )
     for key in ("nodes", "cores_per_node"):
         if getattr(settings.local, key) < 1:
             raise InvalidInput(f"local.{key} is {getattr(settings.local, key)}: give 1 or more")

@@ -8,6 +8,7 @@ import re
 import secrets
 import socket
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 from balsam_celery.discovered import queue_values, remember, trouble
@@ -75,7 +76,7 @@ def init(
         {"name": name, "id": site_id, "host": this_host(), "local_dir": str(local_dir)},
     )
     file.set("redis", {**redis, "port": free_port()})
-    file.set("flower", {"port": free_port()})
+    file.set("flower", {"enabled": _has_flower(say), "port": free_port()})
     if machine.scheduler == "local":
         # of what the site counts by itself nothing can be found
         shape = {key: value for key, value in dataclasses.asdict(local).items() if value != {}}
@@ -149,6 +150,16 @@ def _redis(machine: Machine, tls: bool | None, say: Callable[[str], None]) -> di
     if not tls:
         say("before 'balsam up': set [redis] tls or, where nobody can listen, trusted_network")
     return values
+
+
+def _has_flower(say: Callable[[str], None]) -> bool:
+    found = find_spec("flower") is not None
+    if not found:
+        say(
+            "there is no web view, since Flower is not installed: later, install the extra 'flower'"
+            " and set [flower] enabled"
+        )
+    return found
 
 
 def _this_machine() -> LocalSettings:

@@ -9,10 +9,12 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from balsam_celery import brands, procs
+from balsam_celery.pilot import process
 from balsam_celery.procs import Identity, Quarry
 from tests.waiting import wait_until
 
@@ -293,3 +295,28 @@ def test_brands_yield_to_a_lowered_hard_limit() -> None:
         "assert resource.getrlimit(resource.RLIMIT_RTTIME) == (5_000_000, 5_000_000)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_processes_that_the_kernel_hides_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ``hidepid=1`` those of other users are listed, and cannot be looked at."""
+    hidden = os.getppid()
+    name = Path(f"/proc/{hidden}/comm").read_text().strip()
+    assert hidden in process.named(name)
+
+    def hiding(look: Callable[..., Any]) -> Callable[..., Any]:
+        def looks(path: Any, *arguments: Any, **named: Any) -> Any:
+            if str(path).startswith(f"/proc/{hidden}/"):
+                raise PermissionError(1, "Operation not permitted", str(path))
+            return look(path, *arguments, **named)
+
+        return looks
+
+    monkeypatch.setattr(Path, "read_bytes", hiding(Path.read_bytes))
+    monkeypatch.setattr(Path, "iterdir", hiding(Path.iterdir))
+    monkeypatch.setattr("builtins.open", hiding(open))
+    assert hidden not in procs.snapshot()
+    assert procs.find(Quarry(marks=frozenset({f"{MARK}=nobody"}))) == []
+    assert procs.environment(hidden) == b""
+    assert procs.children_of(hidden) == []
+    assert hidden not in process.named(name)
+    assert process.peak_memory(hidden) == 0

@@ -16,10 +16,13 @@ PATIENCE = 3.0
 _FIRST, _LONGEST = 0.02, 0.25
 
 
-def wait_until(condition: Callable[[], T], timeout: float = 60.0, what: str = "") -> T:
+def wait_until(
+    condition: Callable[[], T], timeout: float = 60.0, what: str | Callable[[], str] = ""
+) -> T:
     """Return the first true value of ``condition``.
 
-    It fails with ``what`` after ``timeout`` seconds, those of a quiet machine.
+    It fails with ``what`` after ``timeout`` seconds, those of a quiet machine. What is only known
+    by then is told by a function.
     """
     pause = threading.Event()
     begun = time.monotonic()
@@ -30,5 +33,6 @@ def wait_until(condition: Callable[[], T], timeout: float = 60.0, what: str = ""
             return value
         waited = time.monotonic() - begun
         if waited > limit:
-            raise AssertionError(f"not within {limit} s: {what or condition}")
+            said = what() if callable(what) else what
+            raise AssertionError(f"not within {limit} s: {said or condition}")
         pause.wait(min(_LONGEST, max(_FIRST, waited / 20)))

@@ -31,7 +31,7 @@ COMMANDS = {
     "pack": ("Machines", "pack", "What batch jobs would be asked for now, and why."),
     "pilot": ("Machines", "machines", "List and drain pilots."),
     "simulate": ("Machines", "simulating", "Run a workload on a simulated machine."),
-    "prune": ("Site", "acting", "Remove workflows that ended long ago."),
+    "prune": ("Site", "acting", "Remove tasks that ended long ago."),
 }
 
 
@@ -39,7 +39,12 @@ COMMANDS = {
     cls=Root,
     commands_table=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="The site is the one BALSAM_SITE names, else the working directory or one above it.",
+    epilog=(
+        "First `balsam init DIRECTORY`, then in it `balsam up`, `balsam submit -- PROGRAM`, `balsam"
+        " ls`. The site is the one BALSAM_SITE names, else the working directory or one above it."
+        " An ID may be cut to its first six characters or more where that fits one. Exit status: 0"
+        " done, 1 not all of it succeeded, 2 what was given cannot be used."
+    ),
 )
 @click.version_option(package_name="balsam_celery", prog_name="balsam")
 def balsam() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 
+from balsam_celery.cli.bar import Bar
 from balsam_celery.cli.output import echo_json, local_time, plural, say
 from balsam_celery.cli.selection import (
     Selection,
@@ -115,11 +116,13 @@ def _ask_service(
     done: list[str] = []
     requested: list[str] = []
     refused: dict[str, str] = {}
-    for some in _batches(ids):
-        answer = request(some)
-        done += answer.done
-        requested += answer.requested
-        refused |= answer.refused
+    with Bar() as bar:
+        for start in range(0, len(ids), _BATCH):
+            bar.show(start, len(ids), f"{plural(len(done), 'task')} {word}")
+            answer = request(ids[start : start + _BATCH])
+            done += answer.done
+            requested += answer.requested
+            refused |= answer.refused
     # a task may have been reached both by name and as a descendant of an earlier batch
     refused = {id: why for id, why in refused.items() if id not in set(done) | set(requested)}
     if ids:
@@ -139,11 +142,6 @@ def _ask_service(
         raise click.exceptions.Exit(1)
 
 
-def _batches(ids: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(ids), _BATCH):
-        yield ids[start : start + _BATCH]
-
-
 @click.command()
 @ids_argument
 @filter_options
@@ -153,7 +151,8 @@ def _batches(ids: Sequence[str]) -> Iterator[Sequence[str]]:
 def rm(files: bool, yes: bool, as_json: bool, **options: Any) -> None:
     """Remove tasks that have ended, with their attempts and events.
 
-    All or none. A filter without --state means tasks that have ended.
+    All or none: one that has not ended, or that such a one waits for, refuses all. A filter without
+    --state means tasks that have ended.
     """
     ids, _ = _choose(options, tuple(FINAL), "Remove", yes)
     removed = session().store.run(lambda conn: remove(conn, ids))
@@ -171,14 +170,20 @@ def rm(files: bool, yes: bool, as_json: bool, **options: Any) -> None:
 @yes_option
 @json_option
 def prune(older_than: str, files: bool, yes: bool, as_json: bool) -> None:
-    """Remove tasks that ended long ago, where all of their workflow has."""
+    """Remove tasks that ended long ago.
+
+    One stays as long as a task that is connected with it, as parent or child, also through others,
+    has not ended so long ago. A common --workflow connects nothing.
+    """
     store = session().store
     before = store.clock() - parse_duration(older_than, "--older-than")
     if not yes:
-        confirm(f"Remove all workflows that ended before {local_time(before)}?")
+        confirm(f"Remove all tasks that ended before {local_time(before)}?")
     removed: list[Removed] = []
-    while some := store.run(lambda conn: prune_rows(conn, before, limit=_BATCH)):
-        removed += some
+    with Bar() as bar:
+        while some := store.run(lambda conn: prune_rows(conn, before, limit=_BATCH)):
+            removed += some
+            bar.show(len(removed), None, "removed")
     _tell_removed(removed, files, as_json)
 
 

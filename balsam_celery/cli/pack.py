@@ -18,7 +18,7 @@ from balsam_celery.service.decide import Decision, foresee
 
 
 @click.command()
-@click.option("--dry-run", is_flag=True, help="Only print the decision.")
+@click.option("--dry-run", is_flag=True, help="Only print the decision; must be given.")
 @json_option
 def pack(dry_run: bool, as_json: bool) -> None:
     """Print which batch jobs would be asked for, cancelled and drained now, which idle nodes given

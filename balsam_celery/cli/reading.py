@@ -42,7 +42,15 @@ from balsam_celery.store.rows import TaskRow
 @click.option("--count", is_flag=True, help="Only how many there are in each state.")
 @json_option
 def ls(limit: int, everything: bool, count: bool, as_json: bool, **options: Any) -> None:
-    """List tasks, oldest first: of those that fit the newest 100 (--limit, --all)."""
+    """List tasks, oldest first: of those that fit the newest 100 (--limit, --all).
+
+    \b
+    States that wait:  CREATED, AWAITING_PARENTS, READY, STAGED_IN, PREPROCESSED,
+                       RESTART_READY
+    on a pilot:        DISPATCHED, RUNNING
+    after a run:       RUN_DONE, RUN_ERROR, RUN_TIMEOUT, POSTPROCESSED
+    at the end:        JOB_FINISHED, FAILED, USER_KILLED
+    """
     selection = Selection.take(options)
     store = session().store
     with store.read() as conn:

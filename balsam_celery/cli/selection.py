@@ -103,7 +103,8 @@ def filter_options(command: F) -> F:
                 "--state",
                 multiple=True,
                 metavar="STATE",
-                help="In this state; may be repeated, or hold several with commas between.",
+                help="In this state (`balsam ls --help` lists them); may be repeated, or hold"
+                " several with commas between.",
             ),
             click.option(
                 "--since",

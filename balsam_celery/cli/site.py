@@ -56,8 +56,8 @@ def init(
     On a cluster DIRECTORY must be on a file system that the compute nodes share. The scheduler is
     found: Slurm or PBS where one answers, with its queues and limits, else the local one; site.toml
     has what was found, for you to read and change. Of a local site this machine's cores become two
-    virtual nodes; with --nodes, --cores-per-node or --gpus-per-node what is left out of them is 2
-    nodes, 1 core, no GPU.
+    virtual nodes (a single core: one); with --nodes, --cores-per-node or --gpus-per-node what is
+    left out of them is 2 nodes, 1 core, no GPU.
     """
     given: dict[str, Any] = {key: value for key, value in virtual.items() if value is not None}
     local = dataclasses.replace(LocalSettings(), **given) if given else None
@@ -81,7 +81,9 @@ def init(
 def up(as_json: bool) -> None:
     """Start what the site needs, in the background, and return when all answer.
 
-    Harmless when it runs. An older database is brought up to date, after a copy of it.
+    Harmless when it runs; needed again after a restart of this machine. What runs keeps to the
+    site.toml that it was started with: after a change, `balsam down` first. An older database is
+    brought up to date, after a copy of it.
     """
     site = session().site
     start_site(site, say)
@@ -121,7 +123,8 @@ def down(cancel: bool | None, as_json: bool) -> None:
 def status(as_json: bool) -> None:
     """What is up, what is queued, running and done.
 
-    Exit status 1 when something is not up, or a disk or Redis is full.
+    Exit status 1 when something is not up, or a disk or Redis is full. Why a process is not up is
+    in logs/NAME.log of the site's directory.
     """
     site = session().site
     now = status_of(site)

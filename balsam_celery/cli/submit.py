@@ -80,6 +80,10 @@ def submit(
     an argument; the program also gets BALSAM_ARRAY_INDEX, or BALSAM_LINE. A line that no argument
     names becomes the last argument. Names get the index or the line's number behind a dot.
 
+    A program starts in a work directory of its own: name it and its files by absolute paths. One
+    without a path is looked for on the PATH that `balsam up` had, or the batch job has. Staging,
+    hooks and handlers can be given in Python alone (docs/celery.md). Prints the tasks' ids.
+
     \b
     balsam submit -- relax.x water.xyz
     balsam submit -N 4 -r 8 -t 2h --workflow ice -- lmp -in 'in file.lammps'

@@ -52,10 +52,13 @@ _OPTIONS: dict[str, Callable[[Any], Any]] = {
         "--gpus-per-rank",
         type=float,
         metavar="X",
-        help="GPUs of each rank, such as 1 or 0.5.",
+        help="GPUs of each rank, such as 1 or 0.5.  [default: 0]",
     ),
     "node_packing_count": _option(
-        "--node-packing-count", type=int, metavar="N", help="At most so many of them on one node."
+        "--node-packing-count",
+        type=int,
+        metavar="N",
+        help="At most so many of them on one node; 1: each has it alone.",
     ),
     "cpu_affinity": _option(
         "--cpu-affinity",
@@ -63,23 +66,33 @@ _OPTIONS: dict[str, Callable[[Any], Any]] = {
         help="depth: bind to cores; none: do not.  [default: depth]",
     ),
     "memory_per_node": _option(
-        "--memory-per-node", metavar="SIZE", help="Memory on each node: bytes, 4GiB, 4GB."
+        "--memory-per-node",
+        metavar="SIZE",
+        help="Memory on each node: bytes, 4GiB, 4GB; counted, not enforced."
+        "  [default: 0, not counted]",
     ),
     "resource": _option(
         "--resource",
         multiple=True,
         metavar="NAME=AMOUNT",
-        help="What it takes on each node of what the site counts by itself, such as licence=2;"
-        " may be repeated.",
+        help="What else it takes on each node, of what resources_per_node in site.toml counts, such"
+        " as licence=2; may be repeated.",
     ),
     "launcher": _option(
-        "--launcher", metavar="KIND", help=f"How ranks start: {', '.join(LAUNCHERS)}."
+        "--launcher",
+        metavar="KIND",
+        help=f"How ranks start: {', '.join(LAUNCHERS)}.  [default: the site's]",
     ),
     "wall_time": _option(
-        "-t", "--wall-time", metavar="TIME", help="Limit, such as 90, 10m, 1h30m, 01:30:00."
+        "-t",
+        "--wall-time",
+        metavar="TIME",
+        help="Limit, enforced, such as 90 (seconds), 10m, 1h30m, 01:30:00.  [default: the site's]",
     ),
     "expected_time": _option(
-        "--expected-time", metavar="TIME", help="What it should take; planning uses it."
+        "--expected-time",
+        metavar="TIME",
+        help="What it is likely to take, for planning; it may take longer.  [default: learned]",
     ),
     "priority": _option(
         "--priority", type=int, metavar="N", help="Higher goes first.  [default: 0]"
@@ -88,29 +101,33 @@ _OPTIONS: dict[str, Callable[[Any], Any]] = {
         "--max-retries",
         type=int,
         metavar="N",
-        help="Runs again after a failure, at most.  [default: 0]",
+        help="Tries after the first, when it fails.  [default: 0]",
     ),
     "retry_on": _option(
         "--retry-on",
         multiple=True,
         metavar="FAILURE",
-        help="Only after such a failure: error, exit:3, exit:1-127, signal, signal:KILL, timeout,"
-        " cannot-start, reason:TEXT; never with a ! before it; may be repeated.",
+        help="Try again only after such a failure: error, exit:3, exit:1-127, signal, signal:KILL,"
+        " timeout, cannot-start, reason:TEXT; with a ! before it, never after such a one; may be"
+        " repeated.  [default: the site's]",
     ),
     "retry_delay": _option(
         "--retry-delay",
         metavar="TIME",
-        help="Pause before the first of them; twice as long before each further one.",
+        help="Pause before the first such try; twice as long before each further one."
+        "  [default: the site's]",
     ),
     "restartable": _option(
         "--restartable",
         is_flag=True,
-        help="May be stopped by the end of a batch job and run again, in the same directory.",
+        help="May be stopped by the end of a batch job, and goes on in another: all its runs share"
+        " one work directory.",
     ),
     "checkpoint_grace": _option(
         "--checkpoint-grace",
         metavar="TIME",
-        help="Tell the program so long before its end, by --end-signal.",
+        help="Send it --end-signal so long before its limit, the end of the batch job, a drain or a"
+        " kill ends it.  [default: 0, do not]",
     ),
     "end_signal": _option(
         "--end-signal",
@@ -118,7 +135,9 @@ _OPTIONS: dict[str, Callable[[Any], Any]] = {
         help="Such as USR1; only with --checkpoint-grace.  [default: TERM]",
     ),
     "on_parent_failure": _option(
-        "--on-parent-failure", metavar="WHAT", help="fail, or ignore and run.  [default: fail]"
+        "--on-parent-failure",
+        metavar="WHAT",
+        help="When a parent fails: fail, or ignore and run.  [default: fail]",
     ),
     "env": _option(
         "-e",

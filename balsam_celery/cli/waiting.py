@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
+from balsam_celery.cli.bar import Bar
 from balsam_celery.cli.group import INTERRUPTED
 from balsam_celery.cli.output import echo_json, plural, say
 from balsam_celery.cli.selection import Selection, filter_options, ids_argument, json_option
@@ -82,15 +82,13 @@ def wait_for(store: Store, chosen: TaskFilter, timeout: float | None) -> Counts:
     deadline = None if timeout is None else time.monotonic() + timeout
     pause = threading.Event()
     length = _FIRST_PAUSE
-    bar = _Bar() if sys.stderr.isatty() else None
     counts: Counts = {}
-    with bar or nullcontext():
+    with Bar() as bar:
         while True:
             before = counts
             with store.read() as conn:
                 counts = count_tasks(conn, chosen)
-            if bar is not None:
-                bar.show(counts)
+            _show(bar, counts)
             if all(state in FINAL for state in counts):
                 break
             left = _LONGEST_PAUSE if deadline is None else deadline - time.monotonic()
@@ -112,38 +110,9 @@ def _sum_up(counts: Counts, timeout: float | None) -> None:
     say(text)
 
 
-class _Bar:
-    """A progress bar on stderr; a context manager."""
-
-    def __init__(self) -> None:
-        # dear to load, and of use at a terminal alone
-        from rich import progress
-        from rich.console import Console
-
-        self._progress = progress.Progress(
-            progress.TextColumn("{task.description}"),
-            progress.BarColumn(),
-            progress.MofNCompleteColumn(),
-            progress.TimeElapsedColumn(),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        self._task = self._progress.add_task("", total=None)
-
-    def __enter__(self) -> None:
-        self._progress.start()
-
-    def __exit__(self, *_exception: object) -> None:
-        self._progress.stop()
-
-    def show(self, counts: Counts) -> None:
-        """Show the counts of now."""
-        ended = sum(number for state, number in counts.items() if state in FINAL)
-        failed = ended - counts.get(State.JOB_FINISHED, 0)
-        running = counts.get(State.RUNNING, 0)
-        self._progress.update(
-            self._task,
-            total=sum(counts.values()),
-            completed=ended,
-            description=f"{running:,} running" + (f", {failed:,} not successful" if failed else ""),
-        )
+def _show(bar: Bar, counts: Counts) -> None:
+    ended = sum(number for state, number in counts.items() if state in FINAL)
+    failed = ended - counts.get(State.JOB_FINISHED, 0)
+    running = counts.get(State.RUNNING, 0)
+    text = f"{running:,} running" + (f", {failed:,} not successful" if failed else "")
+    bar.show(ended, sum(counts.values()), text)

@@ -77,6 +77,9 @@ class Launch:
 class Launcher(ABC):
     """A way to start ranks: one program on this machine, such as an ``mpiexec``.
 
+    It starts programs of several ranks and, with ``Ranks.survives``, the keepers of a pilot's
+    nodes. How to add a kind: ``docs/adapters.md``.
+
     Args:
         path: of that program; empty for ``none``.
         options: more arguments, before the ranks' program.
@@ -104,6 +107,10 @@ class Launcher(ABC):
     def launch(self, ranks: Ranks) -> Launch:
         """How to start ``ranks``.  Pure.
 
+        On exactly these nodes, in that order where it can, with nothing bound and no stdin, beside
+        other launches on the same nodes. With ``survives``, whatever lets it go on without a rank
+        or a node; with ``one_host``, no way to other hosts.
+
         Raises:
             SettingsError: this launcher cannot start such ranks.
         """
@@ -113,13 +120,17 @@ class Launcher(ABC):
         return None
 
     def not_started(self, output: str) -> str:
-        """Why it could not start its ranks, where its error output says so: not their failure."""
+        """Why it could not start its ranks, where its error output says so: not their failure.
+
+        Such an end comes of a batch system that did not answer: the attempt is taken back.
+        """
         return ""
 
     def end_step(self, name: str, environment: Mapping[str, str]) -> bool:
         """End the job step ``name`` with SIGKILL, on all its nodes.
 
-        One call asks and looks; a caller that must know calls again until it is true.
+        Needed where ranks outlive a launcher that is killed. One call asks and looks; a caller that
+        must know calls again until it is true.
 
         Args:
             environment: of the allocation.

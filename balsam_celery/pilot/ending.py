@@ -92,6 +92,7 @@ class Ending:
 
         ``gently``: there is time for those that want to be told first, but for lost ones.
         """
+        self._note_own_steps(attempts)
         told = [
             one
             for one in attempts
@@ -104,7 +105,6 @@ class Ending:
                 target=self._tell_and_end, args=(attempt,), name="killer", daemon=True
             ).start()
         attempts = [attempt for attempt in attempts if attempt not in told]
-        self._note_own_steps(attempts)
         direct = [attempt for attempt in attempts if attempt.launched is None]
         if direct:
             grace = max(attempt.spec.kill_grace for attempt in direct)
@@ -211,8 +211,8 @@ class Ending:
     def _note_own_steps(self, attempts: Sequence[Attempt]) -> None:
         """See which programs have an ``srun``.
 
-        Before TERM, at which it may end and leave its ranks, and again before KILL: a program may
-        have started one since.
+        Before the first signal, at which it may end and leave its ranks, and again before TERM and
+        KILL: a program may have started one since.
         """
         direct = [one for one in attempts if one.launched is None or not one.launched.step]
         if direct and "SLURM_JOB_ID" in self._environment and (running := named("srun")):

@@ -63,6 +63,7 @@ class Hosts(Staff):
     ) -> None:
         self._context = context
         self._settings = context.site.settings
+        self._silence = self._settings.pilot.silence_timeout
         self._hosts = {node.name: Host(node) for node in context.nodes}
         self._crew = Crew(app, Parent(), self._before_fork)
         self._own_before_fork = before_fork
@@ -149,8 +150,8 @@ class Hosts(Staff):
                 try:
                     host.channel.flush()
                     texts = host.channel.receive()
-                    if time.monotonic() - host.channel.heard > cutoff.SILENCE:
-                        raise ChannelBroken(f"no word for {cutoff.SILENCE:.0f} s")
+                    if time.monotonic() - host.channel.heard > self._silence:
+                        raise ChannelBroken(f"no word for {self._silence} s")
                 except ChannelBroken as error:
                     self._broke(host, str(error))
                 else:
@@ -162,7 +163,7 @@ class Hosts(Staff):
 
     def _beat(self) -> None:
         if time.monotonic() >= self._next_beat:
-            self._next_beat = time.monotonic() + link.BEAT_EVERY
+            self._next_beat = time.monotonic() + cutoff.beat_every(self._silence)
             for host in self._hosts.values():
                 self._order(host, link.Beat())
 
@@ -216,7 +217,7 @@ class Hosts(Staff):
         # one that was told to leave has ended everything before
         left = 0.0
         if not (host.released and host.taken):
-            left = cutoff.over_after(self._settings.site.kill_grace)
+            left = self._settings.over_after
         host.over_at = time.monotonic() + left
         if self._left or (self._stopping and host.drained is not None):
             return

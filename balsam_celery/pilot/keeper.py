@@ -20,14 +20,13 @@ import redis
 
 from balsam_celery import keys, procs
 from balsam_celery.celeryapp import make_pilot_app, redis_client
-from balsam_celery.cutoff import SILENCE, STOP_SLACK
+from balsam_celery.cutoff import STOP_SLACK, beat_every
 from balsam_celery.pilot.channel import Channel, ChannelBroken
 from balsam_celery.pilot.context import Parent, PilotContext, WorkerContext
 from balsam_celery.pilot.crew import Crew, Member, delivered
 from balsam_celery.pilot.environment import inherited
 from balsam_celery.pilot.inventory import surveyed
 from balsam_celery.pilot.link import (
-    BEAT_EVERY,
     Beat,
     Briefing,
     Consumes,
@@ -82,6 +81,7 @@ class Keeper:
         self._invitation = invitation
         site = briefing.make_site()
         self._settings = site.settings
+        self._silence = site.settings.pilot.silence_timeout
         told = next(one for one in invitation.nodes if one.name == node)
         self._capacity = surveyed(told, os.environ)
         pilot = PilotContext(
@@ -222,10 +222,10 @@ class Keeper:
         try:
             self._channel.flush()
             texts = self._channel.receive()
-            if time.monotonic() - self._channel.heard > SILENCE:
-                raise ChannelBroken(f"no word for {SILENCE:.0f} s")
+            if time.monotonic() - self._channel.heard > self._silence:
+                raise ChannelBroken(f"no word for {self._silence} s")
             if time.monotonic() >= self._next_beat:
-                self._next_beat = time.monotonic() + BEAT_EVERY
+                self._next_beat = time.monotonic() + beat_every(self._silence)
                 self._channel.send(encode(Beat()))
         except ChannelBroken as error:
             self._abandoned(str(error))

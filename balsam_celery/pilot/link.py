@@ -23,8 +23,6 @@ from balsam_celery.wire import encode as encode_value
 
 #: File in the pilot's directory, for its owner alone, by which a keeper finds the head.
 INVITATION = "nodes.json"
-#: Seconds between signs of life; how long silence may last is in :mod:`balsam_celery.cutoff`.
-BEAT_EVERY = 10.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,7 +140,7 @@ def peak_memory(pid: int) -> int:
     try:
         with open(f"/proc/{pid}/status", "rb") as file:  # noqa: PTH123 - read often
             status = file.read()
-    except (FileNotFoundError, ProcessLookupError):
+    except procs.UNSEEN:
         return 0
     _, found, rest = status.partition(b"VmHWM:")
     return int(rest.split(None, 1)[0]) * 1024 if found else 0
@@ -152,7 +152,7 @@ def named(name: str) -> set[int]:
     for pid in os.listdir("/proc"):  # noqa: PTH208 - names, often thousands
         if pid.isdigit():
             with (
-                contextlib.suppress(FileNotFoundError, ProcessLookupError),
+                contextlib.suppress(*procs.UNSEEN),
                 open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file,  # noqa: PTH123
             ):
                 if file.read().rstrip("\n") == name:

@@ -59,11 +59,14 @@ class Job:
 
     Attributes:
         name: empty when the scheduler does not tell.
+        state: a held job is QUEUED, one that is exiting or completing RUNNING.
+        reason: in words, for people: why it waits, why it ended as it did.
         impossible: it waits, and as it stands it can never start; ``reason`` says why.
         nodes: names of the nodes that it holds now, where the scheduler tells them: one that it
-            gave up (a dead node of a job that goes on) is not among them.
-        expected_start: of one that waits, when the scheduler expects it to start; ``None`` when it
-            tells nothing.
+            gave up (a dead node of a job that goes on) is not among them. Empty where a dead node
+            stays listed.
+        expected_start: of one that waits, when the scheduler expects it to start, for people;
+            ``None`` when it tells nothing.
     """
 
     native_id: str
@@ -151,6 +154,9 @@ class Capabilities:
 class Scheduler(ABC):
     """One kind of batch scheduler.
 
+    The four abstract methods are enough; the others have answers that mean "cannot tell". How to
+    add a kind: ``docs/adapters.md``.
+
     Every method may raise :class:`~balsam_celery.errors.SchedulerUnavailable` (it did not answer:
     nothing is known), ``submit`` and ``release`` also
     :class:`~balsam_celery.errors.SchedulerError` (refused for good).
@@ -169,15 +175,25 @@ class Scheduler(ABC):
 
     @abstractmethod
     def submit(self, request: JobRequest) -> str:
-        """Submit a job and return its native id."""
+        """Submit a job and return its native id.
+
+        ``request.script`` is submitted whole, under ``request.name``, so that it is never started
+        again by the scheduler itself (not requeueable, R4).
+
+        Raises:
+            SchedulerError: refused: there is no such job.
+            SchedulerUnavailable: it is not known whether there is; in doubt this one, after which
+                the job is looked for before another is submitted.
+        """
 
     @abstractmethod
     def jobs(self, ids: Collection[str] = ()) -> dict[str, Job]:
         """Jobs that the scheduler still knows, by native id.
 
-        All of this site where it can list them, else those of ``ids``. Never a part of that: a job
-        that is missing counts, after a while, as ended. So an id that was asked for is told
-        whatever its name has become: users and sites may rename jobs.
+        All of this site (:func:`job_prefix`) where it can list them, ended ones too, else those of
+        ``ids``. Never a part of that: a job that is missing for a while (``verdict.GONE_AFTER``)
+        counts as ended once its pilot is silent. So an id that was asked for is told whatever its
+        name has become: users and sites may rename jobs.
         """
 
     @abstractmethod
@@ -194,13 +210,19 @@ class Scheduler(ABC):
 
     @abstractmethod
     def inside(self, environment: Mapping[str, str]) -> JobNodes:
-        """The nodes of the job whose environment this is; called by the pilot."""
+        """The nodes of the job whose environment this is; called by the pilot.
+
+        Cores, GPUs and memory that the scheduler does not tell come from ``[queues.NAME]``.
+
+        Raises:
+            SchedulerError: it is none.
+        """
 
     def down_nodes(self, nodes: Collection[str]) -> frozenset[str]:
         """Those of ``nodes`` that the scheduler has given up for good.
 
-        No proof that nothing lives there: the pilot has lost these nodes too, and waits until what
-        is cut off has ended (:mod:`balsam_celery.cutoff`).
+        Asked only for nodes that their pilot has lost. No proof that nothing lives there: the pilot
+        waits until what is cut off has ended (:mod:`balsam_celery.cutoff`).
         """
         return frozenset()
 

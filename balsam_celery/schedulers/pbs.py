@@ -22,7 +22,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from balsam_celery.cutoff import over_after
 from balsam_celery.errors import SchedulerError, SchedulerUnavailable
 from balsam_celery.resources import NodeCapacity
 from balsam_celery.schedulers import pbs_commands, pbs_jobs, pbs_nodes, pbs_queues
@@ -349,6 +348,6 @@ def make_pbs(settings: Settings, local_dir: Path) -> PbsScheduler:
         site=settings.site.id,
         queues=settings.queues,
         timeout=settings.scheduler.command_timeout,
-        down_after=over_after(settings.site.kill_grace),
+        down_after=settings.over_after,
         hidden=[name for name in secret if name],
     )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, Select, insert, select
 
 from balsam_celery import keys
 from balsam_celery.runtimes import Run
@@ -14,11 +15,15 @@ from balsam_celery.settings import RetrySettings
 from balsam_celery.states import FINAL, State
 from balsam_celery.store import effects, schema
 from balsam_celery.store.rows import EffectKind, TaskRow
-from balsam_celery.store.sql import any_of, update_each
+from balsam_celery.store.sql import given, given_any, update_each
 from balsam_celery.store.transitions import Move, move
 
 #: An attempt row, and what it gets.
 _Change = tuple[dict[str, Any], dict[str, Any]]
+
+
+_NOT_STARTED = schema.attempt.c.started.is_(None)
+_NOT_ENDED = schema.attempt.c.ended.is_(None)
 
 
 class LostRace(RuntimeError):
@@ -167,8 +172,8 @@ class Batch:
         starts, self._starts = self._starts, []
         ends, self._ends = self._ends, {}
         attempt = schema.attempt
-        update_each(self.conn, attempt, starts, attempt.c.started.is_(None))
-        update_each(self.conn, attempt, ends.values(), attempt.c.ended.is_(None))
+        update_each(self.conn, attempt, starts, _NOT_STARTED)
+        update_each(self.conn, attempt, ends.values(), _NOT_ENDED)
         asked, self._effects = self._effects, []
         if asked:
             effects.add(self.conn, asked, now=self.now)
@@ -186,11 +191,12 @@ def lock_tasks(conn: Connection, ids: Collection[str]) -> Iterator[TaskRow]:
 
     In order of id, so that two transactions never wait for each other.
     """
-    query = (
-        select(schema.task)
-        .where(any_of(conn, schema.task.c.id, ids))
-        .order_by(schema.task.c.id)
-        .with_for_update(key_share=True)
-    )
-    for row in conn.execute(query).mappings():
+    for row in conn.execute(_locked(conn.dialect.name), given(conn, ids)).mappings():
         yield TaskRow.of(row)
+
+
+@functools.cache
+def _locked(dialect: str) -> Select[Any]:
+    task = schema.task
+    query = select(task).where(given_any(dialect, task.c.id)).order_by(task.c.id)
+    return query.with_for_update(key_share=True)

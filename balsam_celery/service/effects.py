@@ -65,8 +65,11 @@ def is_away(error: BaseException) -> bool:
 class ResultBackend(Protocol):
     """What effects need of the application's result backend (``tasks.backend.SiteBackend``)."""
 
-    def store_final(self, task_id: str, state: str, result: Any) -> None:
-        """Store the result of a final task, without a worker's part (callbacks, diversion)."""
+    def final(self, task_id: str, state: str, result: Any) -> bytes | str:
+        """The result of a final task as it is stored, without a worker's part."""
+
+    def store_finals(self, results: Mapping[str, bytes | str]) -> dict[str, Exception]:
+        """Store several in one go; returns why those that were refused were, by task."""
 
     def forget(self, task_id: str) -> None:
         """Drop a result."""
@@ -109,15 +112,16 @@ class Performer:
         done: list[int] = []
         events: list[flower_events.Event] = []
         failed: list[tuple[EffectRow, Exception]] = []
-        stuck: set[str] = set()
         try:
+            refused = self._store_finals(due, rows)
+            stuck: set[str] = set()
             for effect in due:
                 row = rows.get(effect.task)
                 if effect.task in stuck:
                     continue  # the effects of a task keep their order
                 try:
                     if row is not None:
-                        self._one(effect, row, attempts.get(row.id), results, events)
+                        self._one(effect, row, attempts.get(row.id), results, refused, events)
                 except StoreError:
                     raise
                 except Exception as error:
@@ -154,9 +158,8 @@ class Performer:
             effects.failed(conn, effect.id, self._store.clock() + pause)
         batch = Batch(conn, self._store.clock(), "service")
         for effect, error in given_up:
-            reason = f"{_FAULTS[effect.kind]}: {error or type(error).__name__}".splitlines()[0][
-                :500
-            ]
+            why = str(error) or type(error).__name__
+            reason = f"{_FAULTS[effect.kind]}: {why}".splitlines()[0][:500]
             log.warning("task %s: %s", effect.task, reason)
             if effect.kind is EffectKind.SEND:
                 steps.cannot_send(batch, effect.task, effect.payload["attempt"], reason)
@@ -170,10 +173,14 @@ class Performer:
         row: TaskRow,
         attempt: AttemptRow | None,
         results: dict[str, list[Any]],
+        refused: Mapping[str, Exception],
         events: list[flower_events.Event],
     ) -> None:
-        if effect.kind in (EffectKind.RESULT, EffectKind.FORGET):
-            self._result(row)
+        if effect.kind in _RESULTS:
+            if row.id in refused:
+                raise refused[row.id]
+            if row.state not in FINAL:
+                self._backend.forget(row.id)
             if row.state in FINAL:
                 events += flower_events.of_final(row, attempt)
             elif effect.kind is EffectKind.FORGET and row.kind == "program":
@@ -184,15 +191,36 @@ class Performer:
         else:
             self._errback(row, effect.payload)
 
-    def _result(self, row: TaskRow) -> None:
-        """Bring the Celery result in line with the row."""
-        if row.state not in FINAL:
-            self._backend.forget(row.id)
-            return
+    def _store_finals(
+        self, due: Sequence[EffectRow], rows: Mapping[str, TaskRow]
+    ) -> dict[str, Exception]:
+        """Bring the Celery results of what is final in line with the rows, all in one go.
+
+        One at a time they took half of this thread, of which the engine's is kept waiting.
+
+        Returns:
+            What is wrong with those that cannot be stored, by task.
+        """
+        ids = dict.fromkeys(effect.task for effect in due if effect.kind in _RESULTS)
+        refused: dict[str, Exception] = {}
+        encoded: dict[str, bytes | str] = {}
+        for id in ids:
+            row = rows.get(id)
+            if row is None or row.state not in FINAL:
+                continue
+            try:
+                encoded[id] = self._encoded(row)
+            except Exception as error:  # noqa: BLE001 - its effect tells of it
+                refused[id] = error
+        if encoded:
+            refused |= self._backend.store_finals(encoded)
+        return refused
+
+    def _encoded(self, row: TaskRow) -> bytes | str:
         state, value = celery_result(row)
         if state == "FAILURE" and isinstance(value, dict):
             value = self._backend.exception_to_python(value)
-        self._backend.store_final(row.id, state, value)
+        return self._backend.final(row.id, state, value)
 
     def _send(self, row: TaskRow, results: dict[str, list[Any]]) -> None:
         """Send the Celery message of a step, with nothing of its canvas in it."""
@@ -235,6 +263,8 @@ class Performer:
         self._store.run(insert)
 
 
+#: Effects that bring a Celery result in line with its row.
+_RESULTS = (EffectKind.RESULT, EffectKind.FORGET)
 #: What has failed, for people.
 _FAULTS = {
     EffectKind.SEND: "its message cannot be sent",

@@ -267,7 +267,7 @@ class Engine(threading.Thread):
             batch = Batch(conn, now, WHO)
             doomed = self._kills.due(conn, now)
             ending = hooks.end_killed(batch, doomed.between, self.outstanding)
-            pending = hooks.advance(batch)
+            pending = hooks.advance(batch, tuple(self.outstanding.copies))
             placed = place.start(conn, before, self._limits, now=now, who=WHO, ahead=ahead)
             return batch, doomed, ending, pending, placed
 

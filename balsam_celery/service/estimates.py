@@ -63,12 +63,15 @@ class Estimates:
     learned: Learned = field(default_factory=Learned)
     read: float = 0.0
     _known: dict[tuple[object, ...], Histogram | None] = field(default_factory=dict)
+    _fits: dict[Histogram, float] = field(default_factory=dict)
 
     def fits(self, task: Runs) -> float | None:
         """Seconds in which it has most likely ended: for a start that must end in time."""
         expected = None if task.expected_time is None else SURE * task.expected_time
         if expected is None and (known := self._histogram(task)) is not None:
-            expected = known.quantile(FITS)
+            expected = self._fits.get(known)
+            if expected is None:
+                expected = self._fits[known] = known.quantile(FITS)
         expected = after_cut(expected, task.ran, task.wall_time)
         if expected is None or not task.restartable:
             return expected

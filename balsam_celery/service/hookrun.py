@@ -23,6 +23,8 @@ from balsam_celery.wire import TransitionEnded
 VERDICTS = ("restart", "finish", "fail")
 #: Bytes of a hook's output that its verdict and its reason are looked for in.
 _TAIL = 4096
+#: Characters of a reason.
+_REASON = 500
 #: Seconds between TERM and KILL.
 _GRACE = 5.0
 #: Seconds between looks whether a running program is to be killed.
@@ -108,10 +110,10 @@ def run(
             reason = _stage_out(order["hook"], Path(order["work_dir"]))
         else:
             reason, verdict = _program(order, environ, timeout, killed)
-    except OSError as error:
-        one = single(error)
+    except (OSError, ValueError, RecursionError) as error:
+        one = single(error) if isinstance(error, OSError) else error
         unfit = passes(one)
-        reason = f"{step}: {one.strerror or one}: {one.filename}"
+        reason = f"{step}: {_why(one if unfit else error)}"
     return TransitionEnded(
         id=order["id"],
         attempt=order["attempt"],
@@ -122,6 +124,19 @@ def run(
         time=time.time(),
         unfit=unfit,
     )
+
+
+def _why(error: Exception) -> str:
+    """One line, not too long, that names what is in the way."""
+    if isinstance(error, shutil.Error) and isinstance(error.args[0], list):
+        # of a directory: (from, to, why) of each file that was not copied
+        (*_, why), *others = error.args[0]
+        text = f"{why}, and {len(others):,} more" if others else why
+    elif isinstance(error, OSError) and error.strerror:
+        text = error.strerror + (f": {error.filename}" if error.filename else "")
+    else:
+        text = str(error) or type(error).__name__
+    return " ".join(text.split())[:_REASON]
 
 
 def _stage_in(entries: Sequence[Any], staged: Path) -> str:
@@ -164,10 +179,19 @@ def _copy(source: str, target: Path, step: str) -> str:
     for path in found:
         if path.is_dir():
             place = target / path.name if target.is_dir() else target
-            shutil.copytree(path, place, dirs_exist_ok=True)
+            shutil.copytree(path, place, ignore=_all_but(place), dirs_exist_ok=True)
         else:
             shutil.copy2(path, target)
     return ""
+
+
+def _all_but(place: Path) -> Callable[[str, list[str]], list[str]]:
+    """Keep the copy of a directory out of itself, when it is made inside it."""
+
+    def ignored(directory: str, names: list[str]) -> list[str]:
+        return [place.name] if Path(directory) == place.parent else []
+
+    return ignored
 
 
 def _mark(order: Mapping[str, Any]) -> str:
@@ -272,4 +296,4 @@ def _last_line(path: Path) -> str:
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - _TAIL))
         lines = file.read().decode(errors="replace").split("\n")
-    return next((line.strip()[:500] for line in reversed(lines) if line.strip()), "")
+    return next((line.strip()[:_REASON] for line in reversed(lines) if line.strip()), "")

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+import threading
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, and_, select, text
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Double,
+    Select,
+    TextClause,
+    and_,
+    bindparam,
+    select,
+    text,
+)
 
 from balsam_celery import keys
 from balsam_celery.service import transitions
@@ -17,10 +29,10 @@ from balsam_celery.service.release import make_ready, settle
 from balsam_celery.service.specs import staged_dir, task_dir
 from balsam_celery.service.transitions import WAITING, awaited
 from balsam_celery.states import State
-from balsam_celery.store import schema
+from balsam_celery.store import queries, schema
 from balsam_celery.store.rows import TaskRow
 
-#: How many tasks between states are looked at in one pass; so many steps are out at once.
+#: How many tasks between states are looked at in one pass; about so many steps are out at once.
 WINDOW = 1000
 
 #: Which step of which attempt.
@@ -59,6 +71,8 @@ def message_id(key: StepKey) -> str:
 class Outstanding:
     """Steps whose message was sent; in memory, for what is lost with it is found by asking.
 
+    The engine asks and sends, ``checks`` finds what was lost, each in a thread of its own.
+
     Attributes:
         sent: when, by step.
         copies: steps of which a message may have been sent at any time: somebody may run them.
@@ -73,24 +87,27 @@ class Outstanding:
     copies: dict[StepKey, float | None] = field(default_factory=dict)
     given_up: dict[StepKey, str] = field(default_factory=dict)
     lost: dict[StepKey, float] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def adopt(self, pending: Collection[Pending], now: float) -> None:
         """Take it that an earlier life has sent ``pending``; ``checks`` finds what it has not."""
-        self.sent = {one.key: now for one in pending}
-        self.copies = dict.fromkeys(self.sent)
-        self.given_up = {}
-        self.lost = {}
+        with self._lock:
+            self.sent = {one.key: now for one in pending}
+            self.copies = dict.fromkeys(self.sent)
+            self.given_up = {}
+            self.lost = {}
 
     def unsent(self, pending: Collection[Pending], now: float) -> list[Pending]:
         """Those of ``pending`` to be sent; steps that nobody waits for any more are forgotten."""
         waiting = {one.key for one in pending}
-        self.sent = {key: time for key, time in self.sent.items() if key in waiting}
-        self.copies = {key: time for key, time in self.copies.items() if key in waiting}
-        self.given_up = {key: why for key, why in self.given_up.items() if key in waiting}
-        self.lost = {key: time for key, time in self.lost.items() if key in waiting}
-        unsent = [one for one in pending if one.key not in self.sent]
-        for one in unsent:
-            self.copies.setdefault(one.key, now)
+        with self._lock:
+            self.sent = {key: time for key, time in self.sent.items() if key in waiting}
+            self.copies = {key: time for key, time in self.copies.items() if key in waiting}
+            self.given_up = {key: why for key, why in self.given_up.items() if key in waiting}
+            self.lost = {key: time for key, time in self.lost.items() if key in waiting}
+            unsent = [one for one in pending if one.key not in self.sent]
+            for one in unsent:
+                self.copies.setdefault(one.key, now)
         return unsent
 
     def lose(self, key: StepKey, sent: float, given_up: str, lost: float | None = None) -> None:
@@ -98,12 +115,13 @@ class Outstanding:
 
         ``lost``: the time that its last message carried, if that is known.
         """
-        self.copies[key] = sent
-        if lost is not None:
-            self.lost[key] = lost
-        if given_up:
-            self.given_up[key] = given_up
-        self.sent.pop(key, None)
+        with self._lock:
+            self.copies[key] = sent
+            if lost is not None:
+                self.lost[key] = lost
+            if given_up:
+                self.given_up[key] = given_up
+            self.sent.pop(key, None)
 
 
 def end_killed(
@@ -126,13 +144,17 @@ def end_killed(
     return [one for one in waiting if one.key in outstanding.copies]
 
 
-def advance(batch: Batch) -> list[Pending]:
+def advance(batch: Batch, out: Collection[StepKey] = ()) -> list[Pending]:
     """Move on what needs no step (READY rows that nobody rendered or sent yet); the others wait.
 
+    Args:
+        batch: takes the moves.
+        out: steps of which a message may be out.
+
     Returns:
-        All tasks that wait for the transitions worker.
+        The tasks that wait for the transitions worker: the oldest, and all those of ``out``.
     """
-    rows = _between_states(batch.conn, batch.now)
+    rows = _between_states(batch.conn, batch.now, out)
     plain = [r for r in rows if r.state is State.READY and awaited(r) is None]
     # a command is filled before anything is staged for it, so that a bad one fails at once
     unrendered = [
@@ -148,35 +170,46 @@ def advance(batch: Batch) -> list[Pending]:
 
 
 def pending(conn: Connection, now: float) -> list[Pending]:
-    """All tasks that wait for the transitions worker."""
-    return _awaiting(_between_states(conn, now))
+    """The oldest tasks that wait for the transitions worker."""
+    return _awaiting(_between_states(conn, now, ()))
 
 
 def _awaiting(rows: Collection[TaskRow]) -> list[Pending]:
     return [Pending(row, step) for row in rows if (step := awaited(row)) is not None]
 
 
-def _between_states(conn: Connection, now: float) -> list[TaskRow]:
-    task = schema.task
-    pending = text(schema.PENDING_STEP_SQL)
-    found = _oldest(conn, pending, now)
+def _between_states(conn: Connection, now: float, out: Collection[StepKey]) -> list[TaskRow]:
+    found = _oldest(conn, _PENDING, now)
     if len(found) == WINDOW:
         # what needs no transitions worker never waits behind what does
-        found |= _oldest(conn, and_(pending, task.c.kind == "celery"), now)
-        found |= _oldest(conn, and_(pending, task.c.argv.is_(None)), now)
-    found |= _oldest(conn, task.c.state == State.POSTPROCESSED.value, now)
+        found |= _oldest(conn, _PENDING_STEPS, now)
+        found |= _oldest(conn, _UNRENDERED, now)
+    found |= _oldest(conn, _POSTPROCESSED, now)
+    # older ones that come later, with the clock of another host, do not push out what was sent: it
+    # would be sent anew while it runs, and a kill would not wait for its end
+    if unseen := {key for key in out if key[0] not in found}:
+        rows = queries.find_tasks(conn, sorted({id for id, _, _ in unseen})).values()
+        found |= {one.row.id: one.row for one in _awaiting(rows) if one.key in unseen}
     return [row for row in found.values() if row.state in WAITING]
 
 
-def _oldest(conn: Connection, condition: Any, now: float) -> dict[str, TaskRow]:
+_Condition = ColumnElement[bool] | TextClause
+_PENDING = text(schema.PENDING_STEP_SQL)
+_PENDING_STEPS = and_(_PENDING, schema.task.c.kind == "celery")
+_UNRENDERED = and_(_PENDING, schema.task.c.argv.is_(None))
+_POSTPROCESSED = schema.task.c.state == State.POSTPROCESSED.value
+
+
+def _oldest(conn: Connection, condition: _Condition, now: float) -> dict[str, TaskRow]:
+    rows = conn.execute(_oldest_of(condition, WINDOW), {"now": now}).mappings()
+    return {row["id"]: TaskRow.of(row) for row in rows}
+
+
+@functools.cache
+def _oldest_of(condition: _Condition, most: int) -> Select[Any]:
     task = schema.task
-    query = (
-        select(task)
-        .where(condition, task.c.not_before <= now)
-        .order_by(task.c.changed)
-        .limit(WINDOW)
-    )
-    return {row.id: TaskRow.of(row) for row in conn.execute(query).mappings()}
+    query = select(task).where(condition, task.c.not_before <= bindparam("now", type_=Double))
+    return query.order_by(task.c.changed).limit(most)
 
 
 def send(

@@ -19,7 +19,6 @@ import redis
 from sqlalchemy import Connection
 
 from balsam_celery import keys
-from balsam_celery.cutoff import over_after
 from balsam_celery.durations import format_duration
 from balsam_celery.service.orders import give
 from balsam_celery.service.reconcile import heartbeats
@@ -51,7 +50,7 @@ class Lingering:
         self._store = store
         self._client = client
         self._prefix = site.settings.key_prefix
-        self._patience = over_after(site.settings.site.kill_grace)
+        self._patience = site.settings.over_after
         # three heartbeats may be late
         self._silence = max(GONE_AFTER, 3 * site.settings.pilot.heartbeat_interval)
         self._seen: dict[str, tuple[Beats, float]] = {}  # by pilot; and since when they are so

@@ -110,9 +110,9 @@ def _write(conn: Connection, site: Site, decision: Decision, now: float) -> Pack
     plan = decision.plan
     notes = {note.id: note for note in plan.notes}
     for id in plan.cancel:
-        log.info("allocation %s is not needed any more: %s", id, notes[id].reason)
+        log.info("allocation %s is given up: %s", id, notes[id].reason)
         states = (AllocationState.REQUESTED, AllocationState.QUEUED)
-        reason = f"not needed any more: {notes[id].reason}"
+        reason = f"given up: {notes[id].reason}"
         allocations.update_allocation(conn, id, states, cancel_requested=now, reason=reason)
     idle.drain(conn, [notes[id] for id in plan.drain])
     givingback.begin(conn, plan.release, now)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Select, select
 
 from balsam_celery.decisions import PlacementDecision
 from balsam_celery.ledger import Ledger
@@ -114,14 +116,19 @@ def sync(conn: Connection, ledger: Ledger, limits: Limits, *, lock: bool = True)
 def _live_pilots(conn: Connection, lock: bool) -> dict[str, tuple[str, Collection[str]]]:
     """State, and nodes that are given back, by id; with ``lock`` the rows stay as they are until
     the transaction ends."""
+    rows = conn.execute(_live(lock))
+    return {id: (state, giving_back or ()) for id, state, giving_back in rows}
+
+
+@functools.cache
+def _live(lock: bool) -> Select[str, str, Any]:
     pilot = schema.pilot
     query = (
         select(pilot.c.id, pilot.c.state, pilot.c.giving_back)
         .where(pilot.c.state.in_([state.value for state in allocations.LIVE_PILOTS]))
         .order_by(pilot.c.id)
     )
-    query = query.with_for_update(read=True) if lock else query
-    return {row.id: (row.state, row.giving_back or ()) for row in conn.execute(query)}
+    return query.with_for_update(read=True) if lock else query
 
 
 def capacities(row: PilotRow) -> list[NodeCapacity]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, select, update
+from sqlalchemy import Connection, Select, bindparam, select, update
 
 from balsam_celery.commands import render
 from balsam_celery.errors import InvalidInput
@@ -16,7 +17,7 @@ from balsam_celery.service.outcome import outcome
 from balsam_celery.states import FINAL, State
 from balsam_celery.store import queries, schema
 from balsam_celery.store.rows import EffectKind, TaskRow
-from balsam_celery.store.sql import any_of
+from balsam_celery.store.sql import any_of, given, given_any
 
 _EDGE = schema.dependency.c
 
@@ -40,11 +41,8 @@ def settle(batch: Batch) -> None:
 
 
 def _tell_children(batch: Batch, ended: dict[str, Case]) -> None:
-    edges = batch.conn.execute(
-        select(_EDGE.child, _EDGE.parent).where(
-            any_of(batch.conn, _EDGE.parent, list(ended)), _EDGE.met.is_(False)
-        )
-    ).all()
+    conn = batch.conn
+    edges = conn.execute(_edges(conn.dialect.name), given(conn, ended)).all()
     if not edges:
         return
     batch.load({child for child, _ in edges})
@@ -63,6 +61,12 @@ def _tell_children(batch: Batch, ended: dict[str, Case]) -> None:
         if case.state is State.AWAITING_PARENTS:
             fail(batch, case, f"parent {cause.row.name} ({cause.row.id}) {cause.state}")
     make_ready(batch, [case for case in ready if case.row.id not in failed])
+
+
+@functools.cache
+def _edges(dialect: str) -> Select[str, str]:
+    below = given_any(dialect, _EDGE.parent)
+    return select(_EDGE.child, _EDGE.parent).where(below, _EDGE.met.is_(False))
 
 
 def _count_down(batch: Batch, met: Sequence[tuple[str, str]]) -> list[Case]:

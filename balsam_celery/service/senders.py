@@ -7,14 +7,15 @@ another pilot's attempt (R4).
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Select, select
 
 from balsam_celery.store import schema
-from balsam_celery.store.sql import any_of
+from balsam_celery.store.sql import given, given_any
 from balsam_celery.wire import (
     Ended,
     KillAsked,
@@ -93,8 +94,12 @@ def of_own_attempts(conn: Connection, several: Sequence[Told]) -> list[Record]:
 
 
 def _holders(conn: Connection, ids: set[str]) -> dict[tuple[str, int], str | None]:
+    rows = conn.execute(_of_tasks(conn.dialect.name), given(conn, ids))
+    return {(task, number): pilot for task, number, pilot in rows}
+
+
+@functools.cache
+def _of_tasks(dialect: str) -> Select[str, int, str | None]:
     attempt = schema.attempt.c
-    query = select(attempt.task, attempt.number, attempt.pilot).where(
-        any_of(conn, attempt.task, ids)
-    )
-    return {(row.task, row.number): row.pilot for row in conn.execute(query)}
+    query = select(attempt.task, attempt.number, attempt.pilot)
+    return query.where(given_any(dialect, attempt.task))

@@ -82,7 +82,7 @@ def decide(conn: Connection, ledger: Ledger, rules: Rules, now: float) -> Looked
     it is moved past those shapes, so that what fits behind them is seen too. Behind it the oldest
     of each priority and width are looked at: one of them may have grown into the first of all.
     """
-    most = WINDOW if rules.ahead.tasks else most_of(ledger)
+    most = most_of(ledger, rules.ahead)
     # by id: a later window shows those of an earlier one again that found room
     candidates: dict[str, Candidate] = {}
     passed: set[Shape] = set()
@@ -138,10 +138,18 @@ def _aged(
         yield from scans.placeable(conn, now=now, limit=OF_EACH, but=but, alike=row)
 
 
-def most_of(ledger: Ledger) -> int:
-    """How many equal tasks may start or have a pilot kept for them."""
+def most_of(ledger: Ledger, ahead: LookAhead = NO_LOOK_AHEAD) -> int:
+    """How many equal tasks may start, have a pilot kept for them, or matter to look-ahead.
+
+    That sends so many, and leaves one for each that may have others queued behind it.
+    """
     open_ = sum(not pilot.draining for pilot in ledger.pilots.values())
-    return ledger.free_cores + max(0, open_ - 1)
+    most = ledger.free_cores + max(0, open_ - 1)
+    if ahead.tasks:
+        # what starts in the same pass may have others behind it, too
+        running = sum(len(pilot.holdings) for pilot in ledger.pilots.values())
+        most += ledger.free_cores + running + ahead.tasks
+    return most
 
 
 def _could_hold(ledger: Ledger, wanted: Resources) -> bool:

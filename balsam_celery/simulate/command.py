@@ -29,8 +29,14 @@ _COLUMNS = (
     type=click.Choice([*PLANNERS, "all"]),
     help=f"Who plans; may be given several times.  [default: {OURS}]",
 )
-@click.option("--seed", "seeds", multiple=True, type=int, help="Default: the first for tuning.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option(
+    "--seed",
+    "seeds",
+    multiple=True,
+    type=int,
+    help="May be repeated.  [default: the first for tuning]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; its keys may change.")
 @click.option("--gantt", type=click.Path(path_type=Path), help="Draw the run into a file (PNG, …).")
 def simulate(
     scenario: Path, planners: Sequence[str], seeds: Sequence[int], as_json: bool, gantt: Path | None

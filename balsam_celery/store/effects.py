@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, delete, exists, func, insert, select, update
+from sqlalchemy import (
+    Connection,
+    Double,
+    Integer,
+    Select,
+    bindparam,
+    delete,
+    exists,
+    func,
+    insert,
+    select,
+    update,
+)
 
 from balsam_celery.store import schema
 from balsam_celery.store.rows import EffectKind, EffectRow
@@ -46,18 +59,19 @@ def due(conn: Connection, now: float, limit: int) -> list[EffectRow]:
 
     An effect waits for the earlier ones of its task: a ``forget`` never overtakes a ``result``.
     """
-    effect = schema.effect
+    rows = conn.execute(_due(), {"now": now, "limit": limit}).mappings()
+    return [EffectRow.of(row) for row in rows]
+
+
+@functools.cache
+def _due() -> Select[Any]:
+    effect, now = schema.effect, bindparam("now", type_=Double)
     earlier = effect.alias()
     blocked = exists().where(
         earlier.c.task == effect.c.task, earlier.c.id < effect.c.id, earlier.c.not_before > now
     )
-    query = (
-        select(effect)
-        .where(effect.c.not_before <= now, ~blocked)
-        .order_by(effect.c.id)
-        .limit(limit)
-    )
-    return [EffectRow.of(row) for row in conn.execute(query).mappings()]
+    query = select(effect).where(effect.c.not_before <= now, ~blocked).order_by(effect.c.id)
+    return query.limit(bindparam("limit", type_=Integer))
 
 
 def done(conn: Connection, ids: Collection[int]) -> None:

@@ -6,10 +6,11 @@ under the time to live.
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 
-from sqlalchemy import ColumnElement, Connection, select, update
+from sqlalchemy import ColumnElement, Connection, Select, bindparam, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from balsam_celery.holders import is_dead, new_holder
@@ -146,8 +147,19 @@ def holds(conn: Connection, name: str, holder: str, term: int) -> bool:
     took over: on PostgreSQL the takeover waits for that transaction's end, on SQLite there is
     one writer.
     """
-    query = select(schema.lease.c.term).where(*_is(name, holder, term)).with_for_update(read=True)
-    return conn.scalar(query) is not None
+    is_this = {"lease_name": name, "lease_holder": holder, "lease_term": term}
+    return conn.scalar(_held(), is_this) is not None
+
+
+@functools.cache
+def _held() -> Select[int]:
+    lease = schema.lease
+    query = select(lease.c.term).where(
+        lease.c.name == bindparam("lease_name"),
+        lease.c.holder == bindparam("lease_holder"),
+        lease.c.term == bindparam("lease_term"),
+    )
+    return query.with_for_update(read=True)
 
 
 def holder(store: Store, name: str) -> tuple[str, float] | None:

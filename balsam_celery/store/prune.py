@@ -26,9 +26,9 @@ class Removed(NamedTuple):
 def prune(conn: Connection, older_than: float, *, limit: int = 5000) -> list[Removed]:
     """Delete final tasks that finished before ``older_than`` (seconds since the epoch).
 
-    A task stays while any task of its workflow, that is any task connected with it by edges, is
-    not final, is younger, or has effects to be performed. Call again until it returns fewer than
-    ``limit``, each time in a transaction of its own.
+    A task stays while any task that is connected with it by edges, directly or not, is not final,
+    is younger, or has effects to be performed; a common workflow's name connects nothing. Call
+    again until it returns fewer than ``limit``, each time in a transaction of its own.
     """
     is_over = _is_over(older_than)
     keep = _kept(conn, older_than)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from balsam_celery.errors import InvalidInput, NotFound
 from balsam_celery.states import State
 from balsam_celery.store import schema
 from balsam_celery.store.rows import AttemptRow, EventRow, TaskRow
-from balsam_celery.store.sql import any_of, glob, starts_with
+from balsam_celery.store.sql import any_of, given, given_any, glob, starts_with
 
 #: A task is named by its whole id, or by at least this many of its first characters.
 MIN_PREFIX = 6
@@ -124,10 +125,13 @@ def get_task(conn: Connection, id: str) -> TaskRow:
 
 def find_tasks(conn: Connection, ids: Sequence[str]) -> dict[str, TaskRow]:
     """The tasks of whole ``ids`` that exist, by id."""
-    task = schema.task
-    return {
-        row.id: row for row in read_tasks(conn, select(task).where(any_of(conn, task.c.id, ids)))
-    }
+    rows = read_tasks(conn, _of_ids(conn.dialect.name), given(conn, ids))
+    return {row.id: row for row in rows}
+
+
+@functools.cache
+def _of_ids(dialect: str) -> Select[Any]:
+    return select(schema.task).where(given_any(dialect, schema.task.c.id))
 
 
 def attempts(conn: Connection, id: str) -> list[AttemptRow]:
@@ -139,14 +143,15 @@ def attempts(conn: Connection, id: str) -> list[AttemptRow]:
 
 def last_attempts(conn: Connection, ids: Sequence[str]) -> dict[str, AttemptRow]:
     """The latest attempt of each task that has one, by task id."""
+    rows = conn.execute(_last_attempts(conn.dialect.name), given(conn, ids)).mappings()
+    return {row["task"]: AttemptRow.of(row) for row in rows}
+
+
+@functools.cache
+def _last_attempts(dialect: str) -> Select[Any]:
     attempt, task = schema.attempt, schema.task
-    query = (
-        select(attempt)
-        .join(task, (task.c.id == attempt.c.task) & (task.c.attempt == attempt.c.number))
-        .where(any_of(conn, task.c.id, ids))
-    )
-    found = [AttemptRow.of(row) for row in conn.execute(query).mappings()]
-    return {row.task: row for row in found}
+    is_last = (task.c.id == attempt.c.task) & (task.c.attempt == attempt.c.number)
+    return select(attempt).join(task, is_last).where(given_any(dialect, task.c.id))
 
 
 def events(conn: Connection, id: str) -> list[EventRow]:
@@ -192,15 +197,24 @@ def descendants(conn: Connection, ids: Sequence[str]) -> list[str]:
     return [id for id in conn.scalars(select(below.c.id)) if id not in given]
 
 
-def read_tasks(conn: Connection, query: Select[Any]) -> list[TaskRow]:
+def read_tasks(
+    conn: Connection, query: Select[Any], parameters: Mapping[str, Any] | None = None
+) -> list[TaskRow]:
     """The tasks of a query for every column of ``schema.task``, with their tags."""
-    rows = conn.execute(query).mappings().all()
-    tag = schema.tag
+    rows = conn.execute(query, parameters).mappings().all()
+    if not rows:
+        return []
     tags: dict[str, list[str]] = defaultdict(list)
-    tag_query = select(tag).where(any_of(conn, tag.c.task, [row["id"] for row in rows]))
-    for task_id, name in conn.execute(tag_query) if rows else ():
+    ids = [row["id"] for row in rows]
+    for task_id, name in conn.execute(_tags(conn.dialect.name), given(conn, ids)):
         tags[task_id].append(name)
     return [TaskRow.of(row, tuple(sorted(tags.get(row["id"], ())))) for row in rows]
+
+
+@functools.cache
+def _tags(dialect: str) -> Select[str, str]:
+    tag = schema.tag
+    return select(tag.c.task, tag.c.tag).where(given_any(dialect, tag.c.task))
 
 
 def _conditions(conn: Connection, f: TaskFilter) -> list[ColumnElement[bool]]:

@@ -7,6 +7,7 @@ the literal conditions of ``store.schema`` here and no bound states; and even th
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,12 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
+    Double,
+    Integer,
     ScalarSelect,
     Select,
+    String,
+    bindparam,
     case,
     func,
     literal,
@@ -126,10 +131,10 @@ def placeable(
     """
     # a pass for each task that ends reads hundreds of these rows, hence no column more than needed
     task = schema.task
-    query = by_index(_waiting(_columns(), now, but), "ix_task_placeable")
+    query = _first_in_line().where(*(~condition for condition in but)) if but else _first_in_line()
     if alike is not None:
         query = query.where(task.c.priority == alike.priority, task.c.num_nodes == alike.num_nodes)
-    return [Waiting._make(row) for row in conn.execute(query.order_by(*_IN_LINE).limit(limit))]
+    return list(map(Waiting._make, conn.execute(query, {"now": now, "limit": limit})))
 
 
 def oldest_of_each(
@@ -149,8 +154,9 @@ def oldest_of_each(
     last = task.alias("last")
 
     def first(*conditions: ColumnElement[bool]) -> ScalarSelect[str]:
-        query = by_index(_waiting([task.c.id], now, but), "ix_task_placeable")
-        return query.where(*conditions).order_by(*_IN_LINE).limit(1).scalar_subquery()
+        query = by_index(_waiting([task.c.id], now), "ix_task_placeable")
+        query = query.where(*(~condition for condition in but), *conditions)
+        return query.order_by(*_IN_LINE).limit(1).scalar_subquery()
 
     def after(
         priority: ColumnElement[int] | int, num_nodes: ColumnElement[int] | int
@@ -180,14 +186,14 @@ def _columns() -> list[Column[Any]]:
     return [schema.task.c[name] for name in Waiting._fields]
 
 
-def _waiting(
-    columns: Sequence[Column[Any]], now: float, but: Collection[ColumnElement[bool]]
-) -> Select[Any]:
-    return (
-        select(*columns)
-        .where(text(schema.PLACEABLE_SQL), schema.task.c.not_before <= now)
-        .where(*(~condition for condition in but))
-    )
+@functools.cache
+def _first_in_line() -> Select[Any]:
+    query = by_index(_waiting(_columns(), bindparam("now", type_=Double)), "ix_task_placeable")
+    return query.order_by(*_IN_LINE).limit(bindparam("limit", type_=Integer))
+
+
+def _waiting(columns: Sequence[Column[Any]], now: ColumnElement[float] | float) -> Select[Any]:
+    return select(*columns).where(text(schema.PLACEABLE_SQL), schema.task.c.not_before <= now)
 
 
 def backlog(
@@ -265,15 +271,18 @@ BEGIN: Place = (-math.inf, "")
 
 def kills_requested(conn: Connection, *, limit: int, after: Place = BEGIN) -> list[TaskRow]:
     """Tasks that are to be killed and are not final, oldest request first, those ``after``."""
+    since, id = after
+    return read_tasks(conn, _killed(), {"since": since, "id": id, "limit": limit})
+
+
+@functools.cache
+def _killed() -> Select[Any]:
     task = schema.task
     order = (task.c.kill_requested, task.c.id)
-    query = (
-        by_index(select(task), "ix_task_kill_requested")
-        .where(text(schema.KILL_SQL), tuple_(*order) > after)
-        .order_by(*order)
-        .limit(limit)
-    )
-    return read_tasks(conn, query)
+    after = tuple_(bindparam("since", type_=Double), bindparam("id", type_=String))
+    query = by_index(select(task), "ix_task_kill_requested")
+    query = query.where(text(schema.KILL_SQL), tuple_(*order) > after)
+    return query.order_by(*order).limit(bindparam("limit", type_=Integer))
 
 
 def by_index(query: Select[*_Columns], index: str) -> Select[*_Columns]:

@@ -1,7 +1,13 @@
-"""The few expressions that SQLite and PostgreSQL spell differently; updates of many rows."""
+"""The few expressions that SQLite and PostgreSQL spell differently; updates of many rows.
+
+Building a statement costs SQLAlchemy more than SQLite takes to answer it. Those of the service's
+every turn are therefore built once (``functools.cache``), by dialect where they differ, and are
+given their values when they are executed: :func:`given_any`, :func:`given`.
+"""
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections import defaultdict
@@ -14,6 +20,7 @@ from sqlalchemy import (
     Connection,
     String,
     Table,
+    Update,
     bindparam,
     cast,
     func,
@@ -33,6 +40,22 @@ def any_of(
         return column.in_(select(each.table_valued("value").c.value))
     array: Any = cast(bindparam(None, list(values), ARRAY(String)), ARRAY(String))
     return column == func.any(array)
+
+
+@functools.cache
+def given_any(dialect: str, column: ColumnElement[str]) -> ColumnElement[bool]:
+    """As :func:`any_of`, for a statement that is kept; the values come by :func:`given`."""
+    if dialect == "sqlite":
+        each = func.json_each(bindparam("values", type_=String))
+        return column.in_(select(each.table_valued("value").c.value))
+    array: Any = cast(bindparam("values", type_=ARRAY(String)), ARRAY(String))
+    return column == func.any(array)
+
+
+def given(conn: Connection, values: Collection[str]) -> dict[str, Any]:
+    """The parameters of a statement with :func:`given_any`."""
+    several = list(values)
+    return {"values": json.dumps(several) if conn.dialect.name == "sqlite" else several}
 
 
 def glob(conn: Connection, column: ColumnElement[str], pattern: str) -> ColumnElement[bool]:
@@ -64,7 +87,7 @@ def update_each(
         conn: from ``Store.write`` or ``Store.run``.
         table: where.
         rows: by which columns each is found, and what it gets.
-        conditions: must hold, too.
+        conditions: must hold, too; the same objects each time, for the statement is kept.
 
     Returns:
         How many were there.
@@ -76,10 +99,19 @@ def update_each(
         groups[tuple(sorted(at)), tuple(sorted(values))].append(bound)
     done = 0
     for (found_by, names), several in groups.items():
-        statement = (
-            update(table)
-            .where(*(table.c[name] == bindparam(f"at_{name}") for name in found_by), *conditions)
-            .values({name: bindparam(f"new_{name}") for name in names})
-        )
-        done += conn.execute(statement, several).rowcount
+        done += conn.execute(_update_of(table, found_by, names, conditions), several).rowcount
     return done
+
+
+@functools.lru_cache(maxsize=256)
+def _update_of(
+    table: Table,
+    found_by: tuple[str, ...],
+    names: tuple[str, ...],
+    conditions: tuple[ColumnElement[bool], ...],
+) -> Update:
+    return (
+        update(table)
+        .where(*(table.c[name] == bindparam(f"at_{name}") for name in found_by), *conditions)
+        .values({name: bindparam(f"new_{name}") for name in names})
+    )

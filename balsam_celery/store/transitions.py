@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, case, insert, select, update
+from sqlalchemy import Connection, Select, case, insert, select, update
 
 from balsam_celery.errors import StoreError
 from balsam_celery.states import FINAL, State, is_legal
 from balsam_celery.store import schema
-from balsam_celery.store.sql import any_of, update_each
+from balsam_celery.store.sql import given, given_any, update_each
 
 
 class IllegalTransition(ValueError):
@@ -120,14 +121,15 @@ def _lock(conn: Connection, ids: set[str]) -> dict[str, tuple[State | None, int]
     SQLite has one writer; PostgreSQL locks the rows, in one order for all, so that two movers
     cannot wait for each other (and not against new edges to them, hence ``key_share``).
     """
+    rows = conn.execute(_locked(conn.dialect.name), given(conn, ids))
+    return {id: (State(state), attempt) for id, state, attempt in rows}
+
+
+@functools.cache
+def _locked(dialect: str) -> Select[str, str, int]:
     task = schema.task
-    query = (
-        select(task.c.id, task.c.state, task.c.attempt)
-        .where(any_of(conn, task.c.id, ids))
-        .order_by(task.c.id)
-        .with_for_update(key_share=True)
-    )
-    return {id: (State(state), attempt) for id, state, attempt in conn.execute(query)}
+    query = select(task.c.id, task.c.state, task.c.attempt).where(given_any(dialect, task.c.id))
+    return query.order_by(task.c.id).with_for_update(key_share=True)
 
 
 def _update(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 
 from balsam_celery.durations import format_duration
 from balsam_celery.errors import InvalidInput, SchemaError, SiteError
@@ -52,7 +53,8 @@ def up(site: Site, progress: Progress = _silent, *, timeout: float = 120.0) -> N
         timeout: seconds until everything must answer.
 
     Raises:
-        SiteError: the site does not run here, or a process does not answer; names its log.
+        SiteError: the site does not run here, Flower is wanted and not installed, or a process does
+            not answer; names its log.
         SchemaError: the database's schema is newer than the package.
         StoreError: the database does not answer.
         InvalidInput: a setting that cannot be used.
@@ -64,6 +66,11 @@ def up(site: Site, progress: Progress = _silent, *, timeout: float = 120.0) -> N
         raise InvalidInput(
             f"[redis] url_env is {site.settings.redis.url_env!r}, which no batch job is given:"
             " write the URL into a file (mode 0600), and name it in url_file"
+        )
+    if site.settings.flower.enabled and find_spec("flower") is None:
+        raise SiteError(
+            "[flower] enabled is true, and Flower is not installed: install the extra 'flower', or"
+            " set it to false"
         )
     check_launchers(site)
     if warning := short_delay(site):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -58,6 +58,7 @@ class SiteBackend(_Stock):  # type: ignore[misc]
         # without the checks of TLS, which come from the settings: those of a URL are decoded twice
         plain, _ = split_checks(site_of(app).redis_url())
         super().__init__(*args, app=app, url=plain, **kwargs)
+        self._copy_expires = site_of(app).settings.results.copy_expires
 
     def _add_global_keyprefix(self) -> None:
         prefix = site_of(self.app).settings.key_prefix
@@ -84,22 +85,38 @@ class SiteBackend(_Stock):  # type: ignore[misc]
 
     # what the service stores
 
-    def store_final(self, task_id: str, state: str, result: Any) -> None:
-        """Put the result of a final task into Redis; again is harmless.
+    def final(self, task_id: str, state: str, result: Any) -> bytes | str:
+        """The result of a final task, as :meth:`store_finals` takes it.
 
         Args:
             task_id: the task.
             state: Celery's: SUCCESS, FAILURE or REVOKED.
             result: the JSON value, or the exception.
-
-        Raises:
-            redis.exceptions.RedisError: Redis did not take it; do it again later.
         """
         meta = self._get_result_meta(
             result=self.encode_result(result, state), state=state, traceback=None, request=None
         )
-        payload = self.encode({**meta, "children": [], "task_id": task_id})
-        self._set(self.get_key_for_task(task_id), payload)
+        payload: bytes | str = self.encode({**meta, "children": [], "task_id": task_id})
+        return payload
+
+    def store_finals(self, results: Mapping[str, bytes | str]) -> dict[str, Exception]:
+        """Put the results of final tasks into Redis, in one go; again is harmless.
+
+        Args:
+            results: from :meth:`final`, by task.
+
+        Returns:
+            Why Redis has refused those that it has refused, by task.
+
+        Raises:
+            redis.exceptions.RedisError: Redis did not take them; do it again later.
+        """
+        with self.client.pipeline(transaction=False) as pipe:
+            for task_id, payload in results.items():
+                pipe.set(self.get_key_for_task(task_id), payload, ex=self._copy_expires)
+            answers = pipe.execute(raise_on_error=False)
+        told = zip(results, answers, strict=True)
+        return {task_id: answer for task_id, answer in told if isinstance(answer, Exception)}
 
     def forget(self, task_id: str) -> None:
         """Drop a result from Redis; a row, if there is one, still answers.

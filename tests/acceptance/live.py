@@ -90,12 +90,18 @@ class LiveSite:
 
     def wait_for(self, id: str, *states: str, timeout: float = 90) -> TaskRow:
         """Wait until a task is in one of ``states``."""
-        wait_until(
-            lambda: self.task(id).state in states,
-            timeout,
-            f"task {id} in {states}; it is {self.task(id).state}: {self.task(id).reason}",
-        )
-        return self.task(id)
+
+        def there() -> TaskRow | None:
+            row = self.task(id)
+            return row if row.state in states else None
+
+        def told() -> str:
+            row = self.task(id)
+            return f"task {id} in {states}; it is {row.state}: {row.reason}"
+
+        row = wait_until(there, timeout, told)
+        assert row is not None
+        return row
 
 
 def open_live_site(directory: Path, local: LocalSettings, **keys: str) -> LiveSite:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import http.client
 import json
 import os
 import shutil
@@ -21,6 +19,7 @@ from balsam_celery.siteinit import init
 from balsam_celery.store import lease
 from balsam_celery.supervisor import children, down, records, up
 from tests.acceptance.live import BIN, LiveSite, kill9
+from tests.flower import flower
 from tests.postgres import PostgresServer, postgres_server
 from tests.redis_server import RedisServer
 from tests.toml_keys import set_keys
@@ -75,18 +74,6 @@ def environments(site: Site) -> dict[Path, str]:
 def until(gate: Path) -> str:
     """Shell text that lasts until there is such a file."""
     return f'while [ ! -e "{gate}" ]; do sleep 0.1; done'
-
-
-def flower(site: Site, path: str) -> str:
-    """A page of Flower, as its owner sees it."""
-    settings = site.settings.flower
-    login = base64.b64encode(f"balsam:{site.secret('flower')}".encode()).decode("ascii")
-    connection = http.client.HTTPConnection(settings.host, settings.port, timeout=20)
-    try:
-        connection.request("GET", path, headers={"Authorization": f"Basic {login}"})
-        return connection.getresponse().read().decode()
-    finally:
-        connection.close()
 
 
 def test_a_task_from_submission_to_provenance(live: LiveSite) -> None:

@@ -22,7 +22,7 @@ def wrong_results(
 ) -> list[str]:
     """Final tasks whose result is missing or is not the row's, in words.
 
-    ``[results] expires`` is a day and a run half an hour, so none is gone by its age.
+    ``[results] copy_expires`` is a day there and a run half an hour, so none is gone by its age.
 
     Args:
         rows: of the table ``task``.

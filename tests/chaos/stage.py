@@ -31,6 +31,8 @@ SITES = ("local", "slurm")
 DATABASES = ("sqlite", "postgres")
 _NODES, _CORES = 8, 2
 _TASKS = {"imports": ["tests.chaos.steps"]}
+#: Afterwards every result is looked at.
+_RESULTS = {"copy_expires": "1d"}
 #: What is changed in ``site.toml``: two pilots at once that last.
 _CHANGES: dict[str, dict[str, Any]] = {
     "site": {"default_wall_time": "2m", "kill_grace": "2s"},
@@ -39,6 +41,7 @@ _CHANGES: dict[str, dict[str, Any]] = {
     "scheduler": {"poll_interval": "1s"},
     "flower": {"enabled": False},
     "tasks": _TASKS,
+    "results": _RESULTS,
 }
 _LOCAL = {
     **_CHANGES,
@@ -52,6 +55,7 @@ _LOCAL = {
 _SLURM = {
     **QUICK,
     "tasks": _TASKS,
+    "results": _RESULTS,
     "queues.debug": {
         "min_nodes": 4,
         "max_nodes": 4,

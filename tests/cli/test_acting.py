@@ -99,9 +99,10 @@ def test_rm_deletes_only_below_the_run_directory(cli: Cli) -> None:
 
 
 def test_prune(cli: Cli) -> None:
-    cli.task("old-one", State.JOB_FINISHED)
-    cli.task("new-one", State.JOB_FINISHED)
-    cli.task("old-but-waiting")
+    # a common name is no connection
+    cli.task("old-one", State.JOB_FINISHED, workflow="w")
+    cli.task("new-one", State.JOB_FINISHED, workflow="w")
+    cli.task("old-but-waiting", workflow="w")
     with cli.store.write() as conn:
         old = schema.task.c.id.like("old%")
         conn.execute(schema.task.update().where(old).values(created=1.0, finished=2.0))

@@ -79,12 +79,19 @@ def test_not_run_yet(cli: Cli) -> None:
 
 def test_follow_until_the_attempt_ends(cli: Cli, tmp_path: Path) -> None:
     cli.task("bbbbbb-1", State.RUNNING)
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "balsam_celery.cli", "log", "--follow", "bbbbbb"],
         env={**os.environ, "BALSAM_SITE": str(cli.site.directory), "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-    )
+    ) as process:
+        try:
+            _follow(cli, process, tmp_path)
+        finally:
+            process.kill()
+
+
+def _follow(cli: Cli, process: subprocess.Popen[bytes], tmp_path: Path) -> None:
     assert process.stdout is not None
     assert process.stderr is not None
     assert b"waiting for it to start" in process.stderr.readline()
@@ -101,8 +108,6 @@ def test_follow_until_the_attempt_ends(cli: Cli, tmp_path: Path) -> None:
         conn.execute(schema.attempt.update().values(ended=9.0))
     assert process.stdout.read() == b"last"
     assert process.wait(30) == 0
-    process.stdout.close()
-    process.stderr.close()
 
 
 def test_follow_is_for_one_task(cli: Cli, work_dir: Path) -> None:

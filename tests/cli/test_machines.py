@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from balsam_celery.runtimes import Run, shape_of
+from balsam_celery.states import State
 from balsam_celery.store import runtimes
 from balsam_celery.store.allocations import insert_allocation, insert_pilot, update_allocation
 from balsam_celery.store.rows import AllocationState, PilotState
@@ -156,6 +157,11 @@ def test_help_and_version(cli: Cli) -> None:
     for word in ("Site:", "Tasks:", "Machines:", "submit", "allocations"):
         assert word in text
     assert cli("--version").stdout.startswith("balsam, version ")
+
+
+def test_help_of_ls_names_every_state(cli: Cli) -> None:
+    words = cli("ls", "--help").stdout.replace(",", " ").split()
+    assert set(State) <= set(words)
 
 
 def test_every_command_has_help(cli: Cli) -> None:

@@ -50,6 +50,7 @@ class Cluster:
         server: RedisServer,
         template: list[str] | None = None,
         start_timeout: int = 60,
+        silence_timeout: int = 60,
     ) -> None:
         self.hosts = directory / "hosts"
         self.hosts.mkdir(parents=True)
@@ -63,7 +64,9 @@ class Cluster:
         ]
         file = site.directory / "site.toml"
         text = file.read_text() + _LAUNCHER % ", ".join(f'"{part}"' for part in command)
-        text = text.replace("[pilot]\n", f'[pilot]\nstart_timeout = "{start_timeout}s"\n')
+        times = {"start_timeout": start_timeout, "silence_timeout": silence_timeout}
+        lines = "".join(f'{name} = "{seconds}s"\n' for name, seconds in times.items())
+        text = text.replace("[pilot]\n", f"[pilot]\n{lines}")
         file.write_text(text)
         self.site: Site = find(site.directory)
 

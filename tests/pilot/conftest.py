@@ -25,15 +25,17 @@ def pilot(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -
     """A pilot of one node with two cores, shared by the tests of a module."""
     directory = tmp_path_factory.mktemp("pilot") / "site"
     service = Service(make_site(directory, redis_server), redis_server)
-    yield service.start([2])
-    service.close()
+    try:
+        yield service.start([2])
+    finally:
+        service.close()
 
 
 @pytest.fixture
 def cluster(tmp_path: Path, redis_server: RedisServer) -> Cluster:
     """A site whose pilots run over hosts that are names on this machine."""
     pytest.importorskip("mpi4py")
-    return Cluster(tmp_path / "cluster", redis_server, start_timeout=40)
+    return Cluster(tmp_path / "cluster", redis_server, start_timeout=40, silence_timeout=20)
 
 
 @pytest.fixture

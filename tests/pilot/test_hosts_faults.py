@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from balsam_celery import keys, procs, wire
-from balsam_celery.cutoff import over_after
 from balsam_celery.pilot.channel import Channel, ChannelBroken
 from balsam_celery.pilot.link import Drain, Hello, Invitation, encode
 from balsam_celery.resources import NodeCapacity
@@ -109,7 +108,7 @@ def test_a_node_that_cannot_be_started_again(cluster: Cluster, head: Service, pi
     head.client.rpush(keys.control(head.prefix, pilot.id), order)
     _end_node(pilot, worker)
     assert head.ended("on-n2", timeout=150).outcome == "lost"
-    assert time.monotonic() > cut + over_after(1)
+    assert time.monotonic() > cut + cluster.site.settings.over_after
     wait_until(lambda: lost(head)[1:] == [("n2", False, True)], 20, "that is told")
     pilot.process.send_signal(signal.SIGTERM)
     assert pilot.wait_ended() == 0
@@ -132,8 +131,11 @@ def test_the_scheduler_takes_a_node(head: Service, pilot: Pilot) -> None:
     others_go_on(pilot, "n0", "n2")
 
 
-def test_the_scheduler_takes_a_node_whose_keeper_hangs(head: Service, pilot: Pilot) -> None:
+def test_the_scheduler_takes_a_node_whose_keeper_hangs(
+    cluster: Cluster, head: Service, pilot: Pilot
+) -> None:
     """As when an administrator sets a node down that works on: its word is no proof."""
+    silence = f"no word for {cluster.site.settings.pilot.silence_timeout} s"
     keeper = pilot.identity_of("n1.keeper")
     procs.send(keeper, signal.SIGSTOP)
     try:
@@ -141,7 +143,7 @@ def test_the_scheduler_takes_a_node_whose_keeper_hangs(head: Service, pilot: Pil
         head.client.rpush(keys.control(head.prefix, pilot.id), order)
         silent = [("n1", False, False)]
         wait_until(lambda: lost(head) == silent, 30, "nothing more starts there")
-        wait_until(lambda: "no word for 60 s" in log_of(pilot), 90, "its keeper is given up")
+        wait_until(lambda: silence in log_of(pilot), 90, "its keeper is given up")
         assert lost(head) == silent
         assert not [one for one in head.all(Ended) if one.id == "on-n1"]
     finally:

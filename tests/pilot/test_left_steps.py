@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +22,12 @@ trap '"$BIN/srun" & : > "$PIDS.late"' TERM
 : > "$PIDS"
 while :; do sleep 0.1; done
 """
+#: Its srun runs when it is told, and ends by that.
+TOLD = """\
+trap : USR1
+"$BIN/srun" &
+while :; do sleep 0.1; done
+"""
 
 
 @pytest.fixture
@@ -30,7 +38,7 @@ def steps(tmp_path: Path) -> Path:
     for name, text in (
         ("squeue", f'cat "{listed}"'),
         ("scancel", f"""sed -i "/^$2|/d" "{listed}" """),
-        ("srun", "trap '' TERM\nwhile :; do sleep 0.1; done"),
+        ("srun", """trap '' TERM\n: > "$PIDS.srun"\nwhile :; do sleep 0.1; done"""),
     ):
         command = tmp_path / "bin" / name
         command.parent.mkdir(exist_ok=True)
@@ -57,25 +65,37 @@ def test_those_of_a_killed_worker_end_before_their_attempts(steps: Path) -> None
     assert (ended.id, ended.outcome, left) == (TASK, "lost", "1.1|another\n")
 
 
-def test_an_srun_that_a_program_starts_when_it_is_to_end(steps: Path, tmp_path: Path) -> None:
-    """It is seen before it is killed, and Slurm asked to end what it may have left."""
-    variables = tmp_path / "environment"
+def killed(steps: Path, script: str, runs: str, **fields: Any) -> Ended:
+    """The end of a program that is killed once the file ``pids`` and ``runs`` is there."""
+    directory = steps.parent
+    variables = directory / "environment"
     variables.write_text("\0".join(f"{k}={v}" for k, v in environment(steps).items()))
-    job = Allocation(None, "1", variables, tmp_path)  # type: ignore[arg-type]
-    worker = Worker(job, tmp_path, ("n1",), "none")
+    job = Allocation(None, "1", variables, directory)  # type: ignore[arg-type]
+    worker = Worker(job, directory, ("n1",), "none")
     try:
-        found = tmp_path / "pids"
         worker.run(
-            *(TASK, "/bin/sh", "-c", LATE),
+            *(TASK, "/bin/sh", "-c", script),
             launcher="none",
             shares=(NodeShare("n1", CORES),),
             kill_grace=1,
-            environment={"PIDS": str(found), "BIN": str(tmp_path / "bin")},
+            environment={"PIDS": str(directory / "pids"), "BIN": str(directory / "bin")},
+            **fields,
         )
-        wait_until(found.exists, what="it runs")
+        wait_until((directory / f"pids{runs}").exists, what="it runs")
         worker.kill(TASK)
-        assert worker.ended(TASK).outcome == "killed"
-        assert found.with_name("pids.late").exists()
-        assert steps.read_text() == "1.1|another\n"
+        return worker.ended(TASK)
     finally:
         worker.close()
+
+
+def test_an_srun_that_a_program_starts_when_it_is_to_end(steps: Path) -> None:
+    """It is seen before it is killed, and Slurm asked to end what it may have left."""
+    assert killed(steps, LATE, "").outcome == "killed"
+    assert steps.with_name("pids.late").exists()
+    assert steps.read_text() == "1.1|another\n"
+
+
+def test_an_srun_that_ends_when_its_program_is_told_of_the_end(steps: Path) -> None:
+    told = {"checkpoint_grace": 1, "end_signal": signal.SIGUSR1.value}
+    assert killed(steps, TOLD, ".srun", **told).outcome == "killed"
+    assert steps.read_text() == "1.1|another\n"

@@ -325,6 +325,31 @@ def test_a_machine_of_known_size_is_not_asked_for_more_nodes_than_it_has() -> No
     assert one(pack(wide, [BIG], [there], policy)).nodes == 4
 
 
+def test_no_more_is_asked_for_than_this_machine_can_start() -> None:
+    """A hundred tasks of an hour, of which eleven follow each other in half a day."""
+    policy, queue = replace(FAST, machine_nodes=2), replace(BIG, max_nodes=2, max_wall_time=43_200)
+    case = Case([Demand(Resources(), 3600, 100)], [queue], [], policy, [])
+    plan = case.pack()
+    request = one(plan)
+    assert (request.nodes, request.wall_time, request.tasks) == (2, 43_200, 22)
+    [waits] = plan.waiting
+    assert (waits.code, waits.demand.count) == ("machine-full", 78)
+    assert waits.reason == "the nodes of this machine (2) are in allocations that can run it later"
+    # the next one is asked for when none of them can start any more in this one
+    late = replace(case, existing=[running(2, 3604.0, 3000.0)]).pack()
+    assert (one(late).nodes, one(late).wall_time) == (2, 43_200)
+    assert not replace(case, existing=[running(2, 3606.0, 3000.0)]).pack().requests
+    # of two that are near their end each has one that follows
+    halves = [replace(running(1, 99.0, 99.0), id=id) for id in ("a", "b")]
+    narrow = replace(case, queues=[replace(queue, max_nodes=1)], existing=halves)
+    plan = narrow.pack()
+    assert [request.nodes for request in plan.requests] == [1, 1]
+    # and one that waits for all of them takes what it can
+    short = [Demand(Resources(num_nodes=2), 60, 2), Demand(Resources(), 60, 1)]
+    late = replace(case, backlog=short, existing=[running(2, 10.0, 10.0)])
+    assert one(late.pack()).tasks == 2
+
+
 def test_idle_allocations_drain_when_nothing_fits_them() -> None:
     idle = replace(running(2, 3000), idle_for=60.0)
     assert pack([], [BIG], [replace(idle, idle_for=59.0)], POLICY).drain == ()

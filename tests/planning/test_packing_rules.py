@@ -103,7 +103,7 @@ def test_every_decision_has_its_reason_and_code(case: Case) -> None:
     for waits in plan.waiting:
         assert waits.reason
         assert waits.demand.count > 0
-        assert waits.code in {"max-allocations", "max-queued", "budget", "no-queue"}
+        assert waits.code in {"max-allocations", "max-queued", "budget", "no-queue", "machine-full"}
     for request in plan.requests:
         assert request.reason
         assert request.code in {"backlog", "window"}

@@ -33,8 +33,17 @@ def wait_counts(live: LiveSite, workflow: str, timeout: float, **wanted: int) ->
     wait_until(
         lambda: counts(live, workflow) == want,
         timeout,
-        f"{workflow} is {want}: {counts(live, workflow)}",
+        lambda: f"{workflow} is {want}: {counts(live, workflow)}",
     )
+
+
+def end_all(processes: list[subprocess.Popen[str]]) -> None:
+    """Of those that live nothing is left; pipes left open would hide why the test failed."""
+    for process in processes:
+        process.kill()
+    for process in processes:
+        with process:
+            pass
 
 
 CLIENTS = """
@@ -68,9 +77,7 @@ def test_200_clients_at_once(live: LiveSite, steady: Memory) -> None:
     try:
         said = [process.communicate(timeout=170) for process in processes]
     finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+        end_all(processes)
     assert [err for _, err in said] == [""] * 4
     ids = [id for out, _ in said for id in json.loads(out)]
     assert len(ids) == len(set(ids)) == 400
@@ -100,9 +107,7 @@ def test_200_processes_of_the_command_at_once(live: LiveSite, steady: Memory) ->
     try:
         said = [process.communicate(timeout=800) for process in processes]
     finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+        end_all(processes)
     assert [process.returncode for process in processes] == [0] * 200, Counter(e for _, e in said)
     ids = {task["id"] for out, _ in said for task in json.loads(out)["tasks"]}
     assert len(ids) == 200

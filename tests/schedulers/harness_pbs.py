@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from balsam_celery.cutoff import over_after
 from balsam_celery.schedulers.base import JobRequest, Scheduler
 from balsam_celery.settings import (
     DatabaseSettings,
@@ -86,7 +85,7 @@ class PbsHarness(Harness):
 
     def lose(self, node: str) -> None:
         """PBS has known it for long enough."""
-        self.fake.lose(node, ago=over_after(self.settings().site.kill_grace))
+        self.fake.lose(node, ago=self.settings().over_after)
 
     def stop(self) -> None:
         os.environ["PATH"] = self._path

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from balsam_celery.cutoff import over_after
 from balsam_celery.errors import SchedulerError, SchedulerUnavailable
 from balsam_celery.resources import NodeCapacity
 from balsam_celery.schedulers import make_scheduler
@@ -366,7 +365,7 @@ def test_outside_of_a_job(scheduler: Scheduler) -> None:
 def test_nodes_that_are_down(pbs: StandIns, scheduler: Scheduler) -> None:
     down = sample("pbsnodes-json-down").out
     long_down = json.loads(down)
-    long_down["timestamp"] = 1795363366 + over_after(SiteSettings().kill_grace)
+    long_down["timestamp"] = 1795363366 + Settings().over_after
     pbs.answer(
         "pbsnodes",
         {

@@ -12,12 +12,13 @@ import pytest
 
 from balsam_celery.settings import LocalSettings
 from tests.acceptance.live import LiveSite, live_site
+from tests.pilot.conftest import pilot
 from tests.service.running.conftest import app, clock, make_engine, player, site
 from tests.store.conftest import migrated_postgres, migrated_sqlite, postgres_server, store, url
 
 __all__ = [
-    "app", "clock", "make_engine", "migrated_postgres", "migrated_sqlite", "player",
-    "postgres_server", "site", "store", "url",
+    "app", "clock", "make_engine", "migrated_postgres", "migrated_sqlite", "pilot",
+    "player", "postgres_server", "site", "store", "url",
 ]  # fmt: skip
 
 #: What a shell would make of this is seen in the working directories of all processes.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +10,11 @@ import pytest
 
 from balsam_celery import keys, procs, wire
 from balsam_celery.wire import Ended, KillOrder
-from tests.pilot.service import Pilot, Service, make_site
-from tests.redis_server import RedisServer
+from tests.pilot.service import Pilot
 from tests.security.forged import NOISE, celery_message, pickled
 from tests.waiting import wait_until
 
 _counter = itertools.count()
-
-
-@pytest.fixture(scope="module")
-def pilot(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Iterator[Pilot]:
-    """A pilot of one node with two cores."""
-    directory = tmp_path_factory.mktemp("pilot") / "site"
-    service = Service(make_site(directory, redis_server), redis_server)
-    yield service.start([2])
-    service.close()
 
 
 class Witness:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +64,9 @@ def start_in(conn: Connection, now: float, ahead: LookAhead = NO_LOOK_AHEAD) -> 
     return list(started.sent)
 
 
-def advance(store: Store) -> list[hooks.Pending]:
+def advance(store: Store, out: Collection[hooks.StepKey] = ()) -> list[hooks.Pending]:
     """Move on what is READY; returns what waits for the transitions worker."""
-    return store.run(lambda conn: hooks.advance(Batch(conn, store.clock(), "test")))
+    return store.run(lambda conn: hooks.advance(Batch(conn, store.clock(), "test"), out))
 
 
 def tell(store: Store, *records: Record) -> Recorded:

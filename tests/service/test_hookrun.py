@@ -100,6 +100,35 @@ def test_no_room_is_no_fault_of_the_task(tmp_path: Path, small_disk: Path) -> No
     assert (told.unfit, told.ok) == (False, False)
 
 
+def test_what_goes_wrong_is_told_in_one_short_line(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "x0").symlink_to("/no/such")
+    told = hookrun.run(order(tmp_path, "stage_in", [str(source)]), {}, 10)
+    assert told.reason == f"stage_in: [Errno 2] No such file or directory: '{source}/x0'"
+    for number in range(1, 1200):
+        (source / f"x{number}").symlink_to("/no/such")
+    told = hookrun.run(order(tmp_path, "stage_in", [str(source)]), {}, 10)
+    assert told.reason.endswith(", and 1,199 more")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    told = hookrun.run(order(tmp_path, "stage_in", [str(pipe)]), {}, 10)
+    assert told.reason == f"stage_in: `{pipe}` is a named pipe"
+    told = hookrun.run(order(tmp_path, "preprocess", ["a\0b"]), {}, 10)
+    assert told.reason == "preprocess: embedded null byte"
+
+
+def test_a_directory_is_not_copied_into_itself_for_ever(tmp_path: Path) -> None:
+    work = tmp_path / "task" / "1"
+    (work / "deep").mkdir(parents=True)
+    (work / "deep" / "a.txt").write_text("a")
+    out = [{"from": "deep", "to": str(work / "deep" / "kept" / "here")}]
+    assert hookrun.run(order(tmp_path, "stage_out", out), {}, 10).ok
+    copied = work / "deep" / "kept" / "here" / "deep"
+    assert (copied / "a.txt").read_text() == "a"
+    assert list((copied / "kept" / "here").iterdir()) == []
+
+
 def test_hook_programs(tmp_path: Path) -> None:
     show = "import json, os; print(json.dumps(dict(os.environ, cwd=os.getcwd())))"
     told = hookrun.run(

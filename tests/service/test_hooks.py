@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +23,7 @@ from balsam_celery.store.rows import TaskRow
 from balsam_celery.wire import KillAsked, TransitionEnded
 from tests.service.acting import add_pilot, advance, ended, start, step, tell
 from tests.store.conftest import Clock
-from tests.store.making import add, history, program, task
+from tests.store.making import NOW, add, history, program, task
 
 S = State
 
@@ -333,3 +335,48 @@ def test_steps_do_not_wait_behind_what_waits_for_the_transitions_worker(
     add(store, step("step00"))
     advance(store)
     assert task(store, "step00").state is S.DISPATCHED
+
+
+def test_what_was_sent_is_not_pushed_out_by_older_tasks_that_come_later(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their times are those of another host's clock, or of a long transaction's begin."""
+    monkeypatch.setattr(hooks, "WINDOW", 2)
+    preprocess = {"preprocess": ["x"]}
+    add(store, hooked("t00001", hooks=preprocess))
+    outstanding = hooks.Outstanding()
+    [one] = outstanding.unsent(advance(store), 1.0)
+    outstanding.sent[one.key] = 1.0
+    add(store, *(hooked(f"s{n:05}", hooks=preprocess) for n in range(3)), now=NOW - 60)
+    unsent = outstanding.unsent(advance(store, outstanding.copies), 2.0)
+    assert sorted(two.row.id for two in unsent) == ["s00000", "s00001"]
+    assert one.key in outstanding.sent
+    assert outstanding.copies[one.key] == 1.0
+    request_kill(store, ["t00001"], "enough")
+    end = hooks.end_killed
+    assert store.run(lambda conn: end(batch(store, conn), doomed(store), outstanding))
+    assert task(store, "t00001").state is S.READY
+    tell(store, done("t00001", "preprocess"))
+    assert task(store, "t00001").state is S.USER_KILLED
+    outstanding.unsent(advance(store, outstanding.copies), 3.0)
+    assert one.key not in outstanding.copies
+
+
+def test_a_step_that_is_found_lost_while_others_are_looked_at_stays_lost() -> None:
+    """Another thread finds that, at any moment: it must not be sent as the copy that was lost."""
+    key = ("t00001", 0, "preprocess")
+    outstanding = hooks.Outstanding(sent={key: 1.0})
+    finds = threading.Thread(target=outstanding.lose, args=(key, 9.0, "cut short"))
+
+    class Interrupted(dict[hooks.StepKey, float | None]):
+        def items(self) -> Any:
+            yield from super().items()
+            finds.start()
+            finds.join(0.5)  # it may have to wait until all have been looked at
+
+    outstanding.copies = Interrupted({key: 1.0})
+    row: Any = SimpleNamespace(id=key[0], attempt=key[1])
+    outstanding.unsent([hooks.Pending(row, key[2])], 2.0)
+    finds.join()
+    assert (outstanding.sent, outstanding.copies) == ({}, {key: 9.0})
+    assert outstanding.given_up == {key: "cut short"}

@@ -94,8 +94,8 @@ TABLE: dict[str, tuple[AllocationFacts, str, list[str]]] = {
         "pilot-ended", ["Its pilot has ended: killed.", "has not said yet"],
     ),
     "cancelled": (
-        facts(A.QUEUED, row={"cancel_requested": NOW - 9, "reason": "not needed any more"}),
-        "cancelling", ["(9s ago) (not needed any more): the scheduler's word is awaited."],
+        facts(A.QUEUED, row={"cancel_requested": NOW - 9, "reason": "given up: no need"}),
+        "cancelling", ["(9s ago) (given up: no need): the scheduler's word is awaited."],
     ),
     "failed": (
         facts(A.FAILED, row={"ended": NOW - 9, "reason": "Invalid account"}),

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from balsam_celery.amounts import counts_text
 from balsam_celery.ledger import Ledger
+from balsam_celery.lookahead import LookAhead
 from balsam_celery.pilotfree import Holding
 from balsam_celery.placement import Candidate, place
 from balsam_celery.resources import NodeShare, Resources
@@ -65,6 +66,47 @@ def test_equal_ones_beyond_the_free_cores_change_nothing(
     part = place(ledger, some.values(), now, ageing=ageing)
     assert part.placements == whole.placements
     assert part.reservations == whole.reservations
+
+
+@given(
+    st.lists(st.integers(1, 3), min_size=1, max_size=3),
+    st.lists(st.integers(0, 40), min_size=4, max_size=4),
+    st.integers(0, 20),
+    st.integers(0, 6),
+    st.integers(0, 9),
+)
+def test_equal_ones_that_look_ahead_has_no_use_for_change_nothing(
+    cores: list[int], counts: list[int], first: int, queued: int, tasks: int
+) -> None:
+    """Of short ones; some run already, others are queued behind them."""
+    ledger = Ledger.empty()
+    for number, count in enumerate(cores):
+        nodes = [node("n0", count), node("n1", count)]
+        ledger = ledger.add_pilot(f"p{number}", nodes, NOW + 80 + 30 * number)
+    kinds = [(0, 60), (1, 60), (0, 90), (1, 90)]
+    each = zip(kinds, counts, strict=True)
+    in_turns = sorted((n, kind) for kind, count in each for n in range(count))
+    every = [
+        Candidate(f"t{n:03}", 1, Resources(), wall_time, GRACE, priority, NOW + n, False, 0.1, 0.1)
+        for n, (_, (priority, wall_time)) in enumerate(in_turns)
+    ]
+    ledger = place(ledger, every[:first], NOW, ahead=LookAhead(queued)).ledger
+    held = {id for pilot in ledger.pilots.values() for id, _ in pilot.holdings}
+    left, ahead, now = [one for one in every if one.id not in held], LookAhead(tasks), NOW + 1
+    rows = sorted(map(waiting, left), key=in_line)
+    known = Estimates()
+    all_of_them = candidates_of(rows, GRACE, len(rows), known)
+    some = candidates_of(rows, GRACE, most_of(ledger, ahead), known)
+    whole = place(ledger, all_of_them.values(), now, ahead=ahead)
+    part = place(ledger, some.values(), now, ahead=ahead)
+    assert part.placements == whole.placements
+    assert part.reservations == whole.reservations
+    assert part.recalled == whole.recalled
+
+
+def test_of_many_that_may_be_sent_ahead_few_are_looked_at() -> None:
+    ledger = Ledger.empty().add_pilot("p", [node("n0", 2)], NOW + 100)
+    assert (most_of(ledger), most_of(ledger, LookAhead(3))) == (2, 7)
 
 
 def test_each_of_several_pilots_is_kept_for_one_of_equal_tasks() -> None:

@@ -51,6 +51,12 @@ def test_refused(kind: str, queue: dict[str, Any], scheduler: dict[str, Any], me
         parse(kind, queue, **scheduler)
 
 
+def test_a_node_that_is_only_slow_is_not_lost() -> None:
+    assert settings.parse({"pilot": {"silence_timeout": "10s"}}).pilot.silence_timeout == 10
+    with pytest.raises(InvalidInput, match=r"pilot\.silence_timeout is 9: give 10s or more"):
+        settings.parse({"pilot": {"silence_timeout": "9s"}})
+
+
 def test_what_the_site_counts_itself() -> None:
     counts = {"licence": 2, "nvme": 1}
     queue = parse("slurm", QUEUE | {"resources_per_node": counts}).queues["q"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from balsam_celery.errors import SiteError
 from balsam_celery.redisaddress import is_loopback
 from balsam_celery.siteinit import init
+from balsam_celery.supervisor import down, up
 from balsam_celery.supervisor.network import prepare_redis
 from tests.schedulers.harness_pbs import PbsHarness
 from tests.site.tls_site import need_tls
@@ -39,6 +41,23 @@ def test_tls_where_no_server_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(SiteError, match=r"no redis-server"):
         init(tmp_path / "site", tls=True)
     assert not (tmp_path / "site").exists()
+
+
+def test_without_flower_a_site_has_no_web_view(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = init(tmp_path / "site")
+    assert made.settings.flower.enabled
+    # as where the extra was not installed
+    monkeypatch.setitem(sys.modules, "flower", None)
+    try:
+        with pytest.raises(SiteError, match=r"Flower is not installed: .* or set it to false"):
+            up(made)
+    finally:
+        down(made)
+    lines: list[str] = []
+    assert not init(tmp_path / "other", say=lines.append).settings.flower.enabled
+    assert any("Flower is not installed" in line for line in lines)
 
 
 def test_on_a_cluster_tls_is_the_default(tmp_path: Path) -> None:

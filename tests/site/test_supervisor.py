@@ -28,6 +28,7 @@ from balsam_celery.states import State
 from balsam_celery.supervisor import SiteStatus, children, down, ending, records, status, up
 from balsam_celery.supervisor.probes import WORKERS
 from tests import nasty
+from tests.site.test_site import change
 from tests.store.making import add, program, task
 from tests.waiting import wait_until
 
@@ -65,14 +66,6 @@ def kill(site: Site, name: str) -> int:
 def all_up_with_new(site: Site, name: str, old: int) -> bool:
     now = status(site)
     return now.up and pids(site)[name] not in (None, old)
-
-
-def change(site: Site, old: str, new: str) -> Site:
-    path = site.directory / "site.toml"
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new, 1))
-    return find(site.directory)
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import http.client
 import json
 import os
 import subprocess
@@ -19,6 +17,7 @@ from balsam_celery.settings import LocalSettings
 from balsam_celery.site import Site, find
 from balsam_celery.siteinit import init
 from balsam_celery.supervisor import down, status, up
+from tests.flower import flower
 from tests.site.tls_site import address, make_tls_site, need_tls
 from tests.toml_keys import set_keys
 
@@ -51,17 +50,6 @@ def site(tmp_path: Path) -> Iterator[Site]:
         yield made
     finally:
         down(find(made.directory))
-
-
-def flower(site: Site, path: str) -> str:
-    settings = site.settings.flower
-    login = base64.b64encode(f"balsam:{site.secret('flower')}".encode()).decode("ascii")
-    connection = http.client.HTTPConnection(settings.host, settings.port, timeout=20)
-    try:
-        connection.request("GET", path, headers={"Authorization": f"Basic {login}"})
-        return connection.getresponse().read().decode()
-    finally:
-        connection.close()
 
 
 def test_all_processes_and_pilots_reach_redis_by_tls(site: Site) -> None:

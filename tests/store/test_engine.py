@@ -190,19 +190,24 @@ def test_deadlock_is_tried_again(store: Store) -> None:
         facts.remember(conn, "a", "0")
         facts.remember(conn, "b", "0")
     both_hold_one = threading.Barrier(2)
-    first_try = [True, True]
+    tries = [0, 0]
 
     def attack(index: int) -> None:
         def body(conn: Connection) -> None:
             facts.remember(conn, "ab"[index], str(index))
-            if first_try[index]:
-                first_try[index] = False
+            tries[index] += 1
+            if tries[index] == 1:
                 both_hold_one.wait(30)
             facts.remember(conn, "ba"[index], str(index))
 
         store.run(body)
 
     race(2, attack)
+    # PostgreSQL ended one of them, which came after the other
+    assert sorted(tries) == [1, 2]
+    again = str(tries.index(2))
+    with store.read() as conn:
+        assert [facts.recall(conn, key) for key in "ab"] == [again, again]
 
 
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)

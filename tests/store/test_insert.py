@@ -17,6 +17,7 @@ from balsam_celery.store.queries import TaskFilter, children, count_tasks, paren
 from balsam_celery.store.rows import EffectKind
 from balsam_celery.store.transitions import Move, move
 from tests.store.making import SUCCESS, add, history, program, task, walk
+from tests.store.statements import statements
 
 S = State
 
@@ -159,7 +160,9 @@ def test_existing_id_is_refused(store: Store) -> None:
 
 
 def test_nothing_to_insert(store: Store) -> None:
-    add(store)
+    with statements(store) as said:
+        add(store)
+    assert not [one for one, _ in said if one.startswith("INSERT")]
 
 
 def test_child_of_a_parent_that_ends_meanwhile_is_not_forgotten(store: Store) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
-from sqlalchemy import Connection, event, insert, text
+from sqlalchemy import Connection, insert, text
 
 from balsam_celery.errors import InvalidInput, NotFound
 from balsam_celery.resources import Resources
@@ -16,6 +15,7 @@ from balsam_celery.store import allocations, queries, scans, schema, standing
 from balsam_celery.store.engine import Store
 from balsam_celery.store.queries import TaskFilter
 from tests.store.making import SUCCESS, add, program, task, walk
+from tests.store.statements import statements
 
 S = State
 
@@ -233,16 +233,11 @@ def test_pilots_of_some_allocations_are_found_by_index(store: Store) -> None:
 
 def plans(store: Store, query: Callable[[Connection], object]) -> list[tuple[str, str]]:
     """Each statement that reads, and how SQLite answers it."""
-    said: list[tuple[str, Any]] = []
-
-    def listen(_conn: object, _cursor: object, statement: str, parameters: Any, *_: object) -> None:
-        said.append((statement, parameters))
-
-    event.listen(store.engine, "before_cursor_execute", listen)
-    with store.read() as conn:
+    with statements(store) as said, store.read() as conn:
         query(conn)
-        read = [one for one in said if one[0].startswith("SELECT")]
+    with store.read() as conn:
         return [
             (statement, str(conn.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values).all()))
-            for statement, values in read
+            for statement, values in said
+            if statement.startswith("SELECT")
         ]

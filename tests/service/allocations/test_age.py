@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, event, insert, text
+from sqlalchemy import Connection, insert, text
 
 from balsam_celery.service import givingback, poll
 from balsam_celery.site import Site
@@ -16,6 +16,7 @@ from balsam_celery.store.engine import Store
 from balsam_celery.store.rows import AllocationState, PilotState
 from tests.service.allocations.making import dispatched, running_pilot
 from tests.store.conftest import Clock
+from tests.store.statements import statements
 
 A_DAY = 86_400.0
 SINCE = 1e6
@@ -88,15 +89,8 @@ def _steps(store: Store, query: Query) -> int:
 
 
 def _rows(store: Store, query: Query) -> int:
-    said: list[tuple[str, Any]] = []
-
-    def listen(_conn: object, _cursor: object, statement: str, parameters: Any, *_: object) -> None:
-        said.append((statement, parameters))
-
-    event.listen(store.engine, "before_cursor_execute", listen)
-    with store.read() as conn:
+    with statements(store) as said, store.read() as conn:
         query(conn)
-    event.remove(store.engine, "before_cursor_execute", listen)
     with store.read() as conn:
         plans = [
             conn.exec_driver_sql(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", values).scalar_one()

@@ -123,7 +123,7 @@ def test_a_queued_allocation_and_when_its_scheduler_expects_it(
     Poller(store, scheduler, site).poll()
     pilot_in(store, first, ends_in=25)  # too short for anything more
     clock.now += 1
-    add(store, program("wide02", num_nodes=4, priority=1), program("task01"))
+    add(store, program("wide02", num_nodes=4, priority=1), program("task01", wall_time=5))
     later = pack(store, scheduler, site, client).submitted
     Poller(store, scheduler, site).poll()
     found = explain(store, site, "task01")

@@ -7,7 +7,6 @@ from dataclasses import replace
 import redis
 
 from balsam_celery import keys
-from balsam_celery.cutoff import over_after
 from balsam_celery.resources import NodeCapacity
 from balsam_celery.schedulers.base import Capabilities, Job, JobState, Scheduler
 from balsam_celery.service.housekeep import sweep
@@ -47,7 +46,7 @@ class Case:
         told = NoProof(scheduler)
         told.answer = {"x": ENDED}
         self.prefix = site.settings.key_prefix
-        self.patience = over_after(site.settings.site.kill_grace)
+        self.patience = site.settings.over_after
         self.store, self.client = store, client
         self.poller = Poller(store, told, site, Lingering(store, client, site))
 

@@ -75,7 +75,8 @@ def test_queued_ones_that_nothing_needs_are_cancelled(
 ) -> None:
     id = requested(store, site)
     assert pack(store, scheduler, site, client).plan.cancel == (id,)
-    assert rows(store, AllocationState.ENDED)[0].id == id
+    [row] = rows(store, AllocationState.ENDED)
+    assert (row.id, row.reason) == (id, "given up: no waiting task needs it any more")
     assert scheduler.jobs() == {}
 
 

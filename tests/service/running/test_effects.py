@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import redis
 from celery import Celery
 from kombu.exceptions import OperationalError
 from sqlalchemy import update
@@ -20,7 +21,7 @@ from balsam_celery.store.effects import NewEffect
 from balsam_celery.store.effects import add as add_effects
 from balsam_celery.store.engine import Store
 from balsam_celery.store.insert import NewTask
-from balsam_celery.store.rows import EffectKind
+from balsam_celery.store.rows import EffectKind, TaskRow
 from tests.redis_server import RedisServer
 from tests.service.acting import advance, effects_of, step
 from tests.service.running.player import Player
@@ -112,6 +113,45 @@ def test_a_result_that_can_never_be_stored_is_given_up_and_told_of(
     assert row.state is S.FAILED
     assert row.reason.startswith("it failed; its result cannot be put into Redis, only read from")
     assert task(store, "p00002").reason == "it failed"
+
+
+def test_an_error_without_words_is_told_of_by_its_name(
+    store: Store, performer: Performer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(row: TaskRow) -> None:
+        raise KeyError
+
+    monkeypatch.setattr(effects, "_TRIES", 1)
+    monkeypatch.setattr(performer, "_encoded", refuse)
+    fail(store, "p00001", {})
+    performer.perform()
+    assert task(store, "p00001").reason.endswith(" from SQL: KeyError")
+
+
+def test_the_results_of_many_go_to_redis_together(
+    own_redis: RedisServer, store: Store, player: Player, performer: Performer, app: Celery[Any]
+) -> None:
+    """In one exchange; while Redis takes none of them, all wait, and none counts a try."""
+    error = {"exc_type": "ValueError", "exc_module": "builtins", "exc_message": ["no"]}
+    ids = [f"p{number:05}" for number in range(5)]
+    for id in ids:
+        fail(store, id, error)
+    player.client.config_set("maxmemory", "1")
+    with pytest.raises(redis.exceptions.ResponseError):
+        performer.perform()
+    assert [effect.tries for id in ids for effect in effects_of(store, id)] == [0] * 5
+    player.client.config_set("maxmemory", "0")
+    connection: Any = app.backend.client.connection_pool.get_connection()
+    app.backend.client.connection_pool.release(connection)
+    sent: list[object] = []
+    send = connection.send_packed_command
+    connection.send_packed_command = lambda *args, **kwargs: (
+        sent.append(args) or send(*args, **kwargs)
+    )
+    assert performer.perform() == 5
+    assert len(sent) == 1
+    for id in ids:
+        assert app.backend.get_state(id) == "FAILURE"
 
 
 def test_an_errback_that_can_never_be_called_is_given_up_and_told_of(
