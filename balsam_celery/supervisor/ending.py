@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
-from balsam_celery import procs
+from balsam_celery import brands, procs
 from balsam_celery.celeryapp import ROLE_VARIABLE
 from balsam_celery.errors import SiteError
 from balsam_celery.keys import HOOK_MARK
@@ -45,16 +46,25 @@ def members(site: Site, names: Iterable[str]) -> list[Identity]:
         with_mark = procs.marked({mark(site, name)})
         of_it = procs.marked({f"{ROLE_VARIABLE}={name}"}, with_mark)
         if name == "transitions":
-            of_it |= {pid for pid in with_mark if _is_of_hook(pid)}
+            of_it |= _of_hooks(with_mark)
         for pid in of_it:
             if (process := procs.identity(pid)) is not None:
                 found.append(process)
     return found
 
 
-def _is_of_hook(pid: int) -> bool:
+def _of_hooks(pids: Collection[int]) -> set[int]:
+    """Those of hooks among processes, and what of these hooks has emptied its environment."""
     own = f"{HOOK_MARK}=".encode()
-    return any(one.startswith(own) for one in procs.environment(pid).split(b"\0"))
+    marks = {
+        os.fsdecode(one)
+        for pid in pids
+        for one in procs.environment(pid).split(b"\0")
+        if one.startswith(own)
+    }
+    if not marks:
+        return set()
+    return procs.marked(marks, pids) | brands.branded(procs.snapshot(), attempts=marks)
 
 
 def end(site: Site, *names: str) -> list[str]:

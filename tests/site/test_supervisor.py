@@ -27,6 +27,7 @@ from balsam_celery.siteinit import init
 from balsam_celery.states import State
 from balsam_celery.supervisor import SiteStatus, children, down, ending, records, status, up
 from balsam_celery.supervisor.probes import WORKERS
+from tests import nasty
 from tests.site.test_site import change
 from tests.store.making import add, program, task
 from tests.waiting import wait_until
@@ -232,20 +233,24 @@ def test_down_after_kill_9_of_the_supervisor_leaves_nothing(running: Site) -> No
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_down_ends_hooks(running: Site, killed: bool) -> None:
+def test_down_ends_hooks(running: Site, tmp_path: Path, killed: bool) -> None:
     """Also what a transitions worker that was killed has left; they run again after the next up."""
-    id = f"hook-{int(killed)}"
-    hooked = dataclasses.replace(program(id), hooks={"preprocess": ["sleep", "300"]})
+    id, pids = f"hook-{int(killed)}", tmp_path / "pids"
+    script = f"{sys.executable} {nasty.__file__} nameless {pids}; exec sleep 300"
+    hooked = dataclasses.replace(program(id), hooks={"preprocess": ["sh", "-c", script]})
     store = connect_store(running)
     add(store, hooked)
     mark = {f"BALSAM_HOOK={id}.0.preprocess"}
-    before = wait_until(lambda: procs.marked(mark), 60, "the hook runs")
+    wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 2, 60, "the hook runs")
+    before, left = procs.marked(mark), [int(pid) for pid in pids.read_text().split()]
+    assert any(procs.identity(pid) for pid in left)
     if killed:
         kill(running, "supervisor")
         kill(running, "transitions")
         assert procs.marked(mark) == before
     down(running)
     assert left_running(running) == {}
+    assert not any(procs.identity(pid) for pid in left)
     up(running)
     wait_until(lambda: procs.marked(mark) - before, 90, "it runs again")
     assert request_kill(store, [id], "enough").requested == (id,)
