@@ -20,6 +20,9 @@ from balsam_celery.tasks.query import Criteria, Selection, make_filter, select_i
 
 #: Seconds between two looks: short at first, for tasks of a moment.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.5
+#: So many times as long as a look took: of thousands of tasks it takes milliseconds, and while they
+#: end, their number changes from look to look.
+_REST = 5
 
 
 @dataclass(frozen=True)
@@ -101,8 +104,10 @@ def wait(
     pause = _FIRST_PAUSE
     last: Progress | None = None
     while True:
+        begun = time.monotonic()
         with store.read() as conn:
             progress = Progress(queries.count_tasks(conn, wanted))
+        took = time.monotonic() - begun
         if progress != last:
             if on_progress is not None:
                 on_progress(progress)
@@ -117,6 +122,6 @@ def wait(
                     f"{progress.total - ended} of {progress.total} tasks are not final after"
                     f" {format_duration(timeout or 0)}: they go on"
                 )
-            pause = min(pause, left)
-        time.sleep(pause)
+        rest = min(max(pause, _REST * took), _LONGEST_PAUSE)
+        time.sleep(rest if deadline is None else min(rest, left))
         pause = min(pause * 1.5, _LONGEST_PAUSE)

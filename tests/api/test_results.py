@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,8 @@ from balsam_celery.celeryapp import redis_client
 from balsam_celery.errors import InvalidInput, NotFound, TaskFailed, TaskKilled, TaskTimeout
 from balsam_celery.states import State
 from balsam_celery.store import queries
-from balsam_celery.tasks import query
+from balsam_celery.tasks import query, waiting
+from balsam_celery.tasks.backend import SILENCE
 from balsam_celery.tasks.connect import close, site_of
 from balsam_celery.tasks.waiting import Progress, wait
 from balsam_celery.wire import Ended, StepEnded
@@ -314,6 +316,30 @@ def test_wait(play: Played) -> None:
     for call in ({}, {"selection": results, "workflow": "w"}, {"flow": "w"}):
         with pytest.raises(InvalidInput):
             wait(app=play.app, **call)  # type: ignore[arg-type]
+
+
+def test_one_that_waits_for_many_does_not_spend_its_time_looking(
+    play: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look of 40 ms is followed by a rest of 200 ms, one that takes no time by the shortest."""
+    result = play.program("p", ["p"]).delay()
+    now, looks, rests = [0.0], [0.0, 0.04, 5.0], list[float]()
+    count = queries.count_tasks
+
+    def slow(*args: Any) -> Any:
+        now[0] += looks[min(len(rests), 2)]
+        return count(*args)
+
+    def sleep(seconds: float) -> None:
+        rests.append(seconds)
+        if len(rests) == len(looks):
+            play.run(result.id)
+
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=sleep)
+    monkeypatch.setattr(waiting, "time", clock)
+    monkeypatch.setattr(queries, "count_tasks", slow)
+    assert wait([result], app=play.app).finished == 1
+    assert rests == pytest.approx([0.02, 0.2, 0.5])
 
 
 def test_reading_in_bulk(play: Played) -> None:
