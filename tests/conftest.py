@@ -55,11 +55,15 @@ def _marked(value: str) -> dict[int, str]:
     return found
 
 
+#: Long tests that share nothing: each is for whichever process is free.
+APART = (
+    "tests/slurm/test_own_faults.py",
+    "tests/acceptance/test_pbs.py",
+)
 #: Folders whose tests share what is dear to start (or ids of tasks, by which processes are ended),
 #: so that one process runs all of them; elsewhere it is a file.
 TOGETHER = (
-    "tests/acceptance/test_pbs.py",  # these have a site of their own
-    "tests/acceptance/test_planning.py",
+    "tests/acceptance/test_planning.py",  # these have a site of their own
     "tests/acceptance/test_postgres.py",
     "tests/acceptance/",
     "tests/pilot/",
@@ -76,6 +80,7 @@ FIRST = (
     "tests/acceptance/",
     "tests/service/",
     "tests/pilot/",
+    "tests/slurm/test_own_faults",
     "tests/slurm/",
     "tests/chaos/test_short",
     "tests/pressure/",
@@ -88,12 +93,19 @@ FIRST = (
 )
 
 
+def unit_of(nodeid: str) -> str:
+    """What goes to one process as a whole: the test itself, its file or its folder."""
+    place, _, _ = nodeid.partition("::")
+    if place in APART:
+        return nodeid
+    return next((prefix for prefix in TOGETHER if place.startswith(prefix)), place)
+
+
 class Together(LoadScopeScheduling):  # type: ignore[misc]
-    """Gives each process whole folders or files."""
+    """Gives each process whole folders or files, or single tests of :data:`APART`."""
 
     def _split_scope(self, nodeid: str) -> str:
-        place, _, _ = nodeid.partition("::")
-        return next((prefix for prefix in TOGETHER if place.startswith(prefix)), place)
+        return unit_of(nodeid)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:

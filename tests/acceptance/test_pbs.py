@@ -25,7 +25,7 @@ from tests import nasty
 from tests.acceptance.live import LiveSite, one_on_each_node, ran_twice
 from tests.schedulers import fake_pbs
 from tests.schedulers.harness_pbs import PbsHarness
-from tests.slurm.live import QUICK
+from tests.slurm.live import MPI_SUM, QUICK
 from tests.waiting import wait_until
 
 #: Says whether its earlier run lives. The first stays, and does not mind a TERM.
@@ -42,7 +42,6 @@ if number == 1:
 earlier = Path("/proc", (runs / "1").read_text(), "cmdline")
 (runs / str(number)).write_text(str(earlier.exists() and str(runs) in earlier.read_text()))
 """
-MPI_SUM = str(Path(__file__).parent.parent / "slurm" / "mpi_sum.py")
 
 
 @pytest.fixture

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from balsam_celery import settings
+from balsam_celery import procs, settings
 from balsam_celery.site import connect_store
 from balsam_celery.sitefile import SiteFile
 from balsam_celery.siteinit import init
@@ -32,6 +33,8 @@ QUICK: dict[str, dict[str, Any]] = {
     },
     "flower": {"enabled": False},
 }
+#: A program whose ranks add up their numbers.
+MPI_SUM = str(Path(__file__).with_name("mpi_sum.py"))
 #: What makes a launcher the site's, for its pilots too.
 LAUNCHERS: dict[str, dict[str, Any]] = {
     "srun": {},
@@ -109,3 +112,16 @@ def pilot_of(live: LiveSite, task: str) -> PilotRow:
     """The pilot on which a task runs."""
     with live.store.read() as conn:
         return allocations.get_pilot(conn, live.task(task).pilot or "")
+
+
+def processes_of(*ids: str) -> set[int]:
+    """Living processes of these tasks, on all nodes."""
+    return procs.marked([f"BALSAM_TASK_ID={id}" for id in ids])
+
+
+def worker_of(directory: Path, node: str) -> int:
+    """Process id of a node's worker, by its pid file."""
+    content = json.loads((directory / f"{node}.pid").read_text(encoding="utf-8"))
+    pid: int = content["pid"]
+    assert procs.identity(pid) is not None
+    return pid

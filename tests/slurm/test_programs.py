@@ -16,11 +16,10 @@ from balsam_celery import procs
 from balsam_celery.store import queries, schema
 from balsam_celery.store.rows import AttemptRow
 from tests.acceptance.live import LiveSite
-from tests.slurm.live import allocation_of, pilot_of
+from tests.slurm.live import MPI_SUM, allocation_of, pilot_of, processes_of
 from tests.slurm_cluster import NODES
 from tests.waiting import wait_until
 
-MPI_SUM = str(Path(__file__).with_name("mpi_sum.py"))
 NASTY = str(Path(__file__).parent.parent / "nasty.py")
 #: RHF/6-31G* of water at O (0,0,0), H (0, ±0.757, 0.587) Å, in hartree.
 WATER = """\
@@ -74,11 +73,6 @@ def stdout(live: LiveSite, id: str) -> str:
 def stderr(live: LiveSite, id: str) -> str | None:
     with live.store.read() as conn:
         return queries.attempts(conn, id)[-1].stderr_tail
-
-
-def processes_of(id: str) -> set[int]:
-    """Living processes of a task's programs, on all nodes."""
-    return procs.marked([f"BALSAM_TASK_ID={id}"])
 
 
 def pids_in(path: Path) -> list[int]:
