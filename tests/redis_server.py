@@ -21,6 +21,9 @@ def free_port() -> int:
         return port
 
 
+_START_TRIES = 3
+
+
 class RedisServer:
     """A redis-server process; ``stop`` and ``start`` keep port and data (AOF)."""
 
@@ -28,27 +31,52 @@ class RedisServer:
         self.directory = directory
         self.port = free_port()
         self.password = secrets.token_hex(16)
-        self.url = f"redis://:{self.password}@127.0.0.1:{self.port}/0"
         self.process: subprocess.Popen[bytes] | None = None
-        (directory / "redis.conf").write_text(
-            f"bind 127.0.0.1\nport {self.port}\nrequirepass {self.password}\ndir {directory}\n"
-            "appendonly yes\nappendfsync everysec\nsave ''\nmaxmemory-policy noeviction\n",
-            encoding="utf-8",
-        )
+        self._has_answered = False
+
+    @property
+    def url(self) -> str:
+        """Its address; for good once it was started."""
+        return f"redis://:{self.password}@127.0.0.1:{self.port}/0"
 
     def start(self) -> None:
         """Start and wait until it answers."""
+        for left in reversed(range(1 if self._has_answered else _START_TRIES)):
+            if self._try_start():
+                self._has_answered = True
+                return
+            # somebody may have taken the port since we looked
+            log = (self.directory / "redis.log").read_text()
+            assert left, f"redis-server does not start: {log}"
+            self.port = free_port()
+
+    def _try_start(self) -> bool:
+        configuration = self.directory / "redis.conf"
+        configuration.write_text(
+            f"bind 127.0.0.1\nport {self.port}\nrequirepass {self.password}\n"
+            f"dir {self.directory}\nappendonly yes\nappendfsync everysec\nsave ''\n"
+            "maxmemory-policy noeviction\n",
+            encoding="utf-8",
+        )
         with (self.directory / "redis.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [find_server(""), str(self.directory / "redis.conf")], stdout=log, stderr=log
+            process = subprocess.Popen(
+                [find_server(""), str(configuration)], stdout=log, stderr=log
             )
-        wait_until(self._answers, 20, "redis-server answers")
+        self.process = process
+        try:
+            wait_until(
+                lambda: process.poll() is not None or self._answers(), 20, "redis-server answers"
+            )
+        except AssertionError:
+            self.stop(kill=True)
+            raise
+        return process.poll() is None
 
     def _answers(self) -> bool:
         try:
             with redis.Redis.from_url(self.url) as client:
                 return bool(client.ping())
-        except redis.exceptions.ConnectionError:
+        except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError):
             return False
 
     def client(self) -> redis.Redis:
