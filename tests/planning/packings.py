@@ -59,21 +59,21 @@ class Case:
         return replace(self, existing=there + made, policy=policy)
 
 
-def demands() -> st.SearchStrategy[list[Demand]]:
-    return st.lists(
-        st.builds(
-            Demand,
-            resources=resources(),
-            wall_time=st.sampled_from([5, 60, 300, 2000, 9000]),
-            count=st.sampled_from([0, 1, 2, 3, 7, 20, 100, 500]),
-            priority=st.sampled_from([0, 0, 1]),
-            expected_time=st.sampled_from([None, None, 0.1, 50.0, 700.0]),
-            restartable=st.booleans(),
-            waited=st.sampled_from([0.0, 100.0]),
-            fits=st.sampled_from([None, 0.1, 120.0, 1500.0]),
-        ),
-        max_size=6,
+@st.composite
+def demands(draw: st.DrawFn) -> list[Demand]:
+    least = draw(st.sampled_from([1, 1, 1, 1, 1, 1, 1, 0]))
+    demand = st.builds(
+        Demand,
+        resources=resources(),
+        wall_time=st.sampled_from([5, 60, 300, 2000, 9000]),
+        count=st.sampled_from([1, 2, 3, 7, 20, 100, 500, 0]),
+        priority=st.sampled_from([0, 0, 1]),
+        expected_time=st.sampled_from([None, None, 0.1, 50.0, 700.0]),
+        restartable=st.booleans(),
+        waited=st.sampled_from([0.0, 100.0]),
+        fits=st.sampled_from([None, 0.1, 120.0, 1500.0]),
     )
+    return draw(st.lists(demand, min_size=least, max_size=6))
 
 
 @st.composite
@@ -81,6 +81,9 @@ def queues(draw: st.DrawFn) -> list[Queue]:
     made = []
     for number in range(draw(st.integers(1, 3))):
         least, least_time = draw(st.integers(1, 3)), draw(st.sampled_from([1, 60, 300]))
+        # mostly what tasks ask for, or no queue could take them
+        cores, gpus = draw(st.sampled_from([8, 8, 4, 1])), draw(st.sampled_from([4, 4, 2, 0]))
+        memory, licences = draw(st.sampled_from([10, 10, 0])), draw(st.sampled_from([3, 3, 0]))
         made.append(
             Queue(
                 f"q{number}",
@@ -88,9 +91,9 @@ def queues(draw: st.DrawFn) -> list[Queue]:
                 least + draw(st.integers(0, 30)),
                 least_time,
                 least_time + draw(st.sampled_from([0, 200, 3000, 10_000])),
-                draw(st.integers(0, 4)),
-                draw(st.integers(0, 4)),
-                node("n", draw(st.sampled_from([1, 4, 8])), draw(st.integers(0, 2))),
+                draw(st.sampled_from([4, 3, 2, 1, 0])),
+                draw(st.sampled_from([4, 3, 2, 1, 0])),
+                node("n", cores, gpus, memory, licences),
             )
         )
     return made
@@ -100,7 +103,7 @@ def queues(draw: st.DrawFn) -> list[Queue]:
 def policies(draw: st.DrawFn) -> Policy:
     return replace(
         POLICY,
-        max_allocations=draw(st.integers(0, 6)),
+        max_allocations=draw(st.sampled_from([6, 10, 3, 2, 0])),
         idle_timeout=draw(st.sampled_from([0, 60])),
         efficiency=draw(st.sampled_from([0.0, 0.5, 0.9, 0.95])),
         budget=draw(st.sampled_from([None, None, -5.0, 100.0, 3000.0, 100_000.0])),
@@ -121,11 +124,12 @@ def allocations(draw: st.DrawFn, asked_of: Sequence[Queue]) -> list[Existing]:
         idle_for = None
         if running and draw(st.booleans()):
             cores = len(queue.node.cores)
-            free = draw(st.lists(st.integers(0, cores), min_size=nodes, max_size=nodes))
+            some = st.lists(st.integers(0, cores), min_size=nodes, max_size=nodes)
+            free = draw(st.one_of(st.just([cores] * nodes), some))
             until = draw(st.sampled_from([10.0, 300.0]))
             lanes = tuple(Lane(f, 0.0 if f == cores else until) for f in free)
             if all(f == cores for f in free):
-                idle_for = draw(st.sampled_from([0.0, 59.0, 61.0]))
+                idle_for = draw(st.sampled_from([61.0, 59.0, 0.0]))
         state = "running" if running else "queued"
         waited = 0.0 if running else draw(st.sampled_from([0.0, 500.0]))
         made.append(
