@@ -156,3 +156,14 @@ def cases(draw: st.DrawFn) -> Case:
     )
     there = draw(allocations(asked_of))
     return Case(draw(demands()), asked_of, there, draw(policies()), windows)
+
+
+def asking() -> st.SearchStrategy[Case]:
+    """Those in which nothing stands in the way of requests: most have some."""
+
+    def opened(case: Case) -> Case:
+        asked_of = [replace(queue, max_queued=4, max_running=4) for queue in case.queues]
+        policy = replace(case.policy, budget=None, max_allocations=10)
+        return replace(case, queues=asked_of, existing=[], policy=policy)
+
+    return cases().map(opened)

@@ -13,7 +13,7 @@ from balsam_celery.limits import at_once, per_node
 from balsam_celery.packing import Demand, Plan
 from balsam_celery.placement import Candidate, place
 from balsam_celery.plans import Existing
-from tests.planning.packings import Case, cases
+from tests.planning.packings import Case, asking, cases
 
 #: Cases are large and slow to make.
 some = settings(max_examples=60)
@@ -110,7 +110,7 @@ def test_every_decision_has_its_reason_and_code(case: Case) -> None:
 
 
 @some
-@given(cases())
+@given(asking())
 def test_no_more_is_asked_for_than_the_backlog_can_fill(case: Case) -> None:
     """Nodes: no more than the waiting tasks fill at once; time: no more than one row of tasks
     after another needs, each at its limit."""
@@ -204,7 +204,7 @@ def test_one_that_waits_too_long_gets_no_more_than_one_beside_it(case: Case) -> 
 
 
 @some
-@given(cases())
+@given(asking())
 def test_what_is_asked_for_is_long_enough_for_placement(case: Case) -> None:
     """In each new allocation a task starts of those that it is for, also if it starts up slowly."""
     plan, policy = case.pack(), case.policy

@@ -62,7 +62,11 @@ JOBS = st.lists(
 )
 
 
-@given(JOBS, JOBS, st.integers(1, 3))
+#: The same, all of one queue.
+ALIKE = JOBS.map(lambda jobs: [("b", nodes, seconds) for _, nodes, seconds in jobs])
+
+
+@given(st.one_of(JOBS, ALIKE), JOBS, st.integers(1, 3))
 def test_limits_are_kept_and_the_first_is_not_delayed(
     queued: list[tuple[str, int, int]], running: list[tuple[str, int, int]], most: int
 ) -> None:

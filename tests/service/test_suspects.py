@@ -108,7 +108,16 @@ RUNS = st.lists(
 )
 
 
-@given(RUNS)
+@st.composite
+def failing(draw: st.DrawFn) -> list[Run]:
+    """At last one node fails what it is given, while another has run much well."""
+    node, other = draw(st.permutations(NODES))[:2]
+    tasks = draw(st.lists(st.sampled_from("abcklmnop"), max_size=8))
+    well = good(other, *draw(st.sampled_from(["klmnopqrst" * 4, "kl", ""])))
+    return [*well, *draw(RUNS), *bad(node, *tasks)]
+
+
+@given(st.one_of(failing(), RUNS))
 def test_who_is_put_aside_has_failed_of_late_and_others_have_not(runs: list[Run]) -> None:
     found = suspects(runs, NODES, RULE)
     for one in found:
