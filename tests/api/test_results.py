@@ -20,7 +20,6 @@ from balsam_celery.errors import InvalidInput, NotFound, TaskFailed, TaskKilled,
 from balsam_celery.states import State
 from balsam_celery.store import queries
 from balsam_celery.tasks import query, waiting
-from balsam_celery.tasks.backend import SILENCE
 from balsam_celery.tasks.connect import close, site_of
 from balsam_celery.tasks.waiting import Progress, wait
 from balsam_celery.wire import Ended, StepEnded
