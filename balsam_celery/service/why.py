@@ -183,7 +183,8 @@ def _on_pilot(facts: TaskFacts, code: str, text: str) -> Why:
     if facts.now - pilot.heartbeat > SILENT_AFTER:
         more = (
             f"The pilot was heard of last at {moment(pilot.heartbeat, facts.now)}: its tasks stay"
-            " with it until the scheduler says that its job has ended."
+            " with it until the scheduler says that its job has ended. If you know that it has,"
+            f" 'balsam allocations cancel {pilot.allocation}' has the scheduler say so."
         )
         return replace(found, code="pilot-silent", text=f"{text} {more}")
     return found

@@ -30,6 +30,7 @@ class Result:
         findings: how many of each kind of :class:`tests.chaos.audit.Findings`.
         told: the first of them, in words.
         done_again: tasks whose program ran to a good end more than once.
+        stale: allocations that had to be cancelled: Slurm called them running, without a pilot.
         seconds: how long the run took.
     """
 
@@ -47,6 +48,7 @@ class Result:
     findings: dict[str, int] = field(default_factory=dict)
     told: list[str] = field(default_factory=list)
     done_again: int = 0
+    stale: int = 0
     seconds: float = 0.0
 
     @property
@@ -106,6 +108,7 @@ def table(results: Sequence[Result]) -> str:
         ("of them overlapping another", f"{overlapping} ({overlapping / max(1, total):.0%})"),
         *findings.items(),
         ("program done again (its end was not written down)", sum(r.done_again for r in results)),
+        ("allocations cancelled that Slurm called running", sum(r.stale for r in results)),
         (
             "longest from overlapping faults to full work",
             f"{max(r.slowest for r in results):.1f} s",

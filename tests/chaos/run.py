@@ -110,7 +110,7 @@ class Run:
             self._say("waiting for the last tasks")
             site = self.world.live.site.settings.site.id
             wanted = workload.named(site, workload.tasks(self.result.seed, self.count))
-            after.wait_for_the_end(self.world, len(wanted))
+            self.result.stale = after.wait_for_the_end(self.world, len(wanted))
         finally:
             self._meter.stop()
             while self._pending:

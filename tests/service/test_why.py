@@ -232,7 +232,7 @@ TABLE: dict[str, tuple[TaskFacts, str, list[str]]] = {
     ),
     "silent pilot": (
         facts(S.RUNNING, row=ON_PILOT, pilot=pilot_row(heartbeat=NOW - 300)),
-        "pilot-silent", ["heard of last at", "(5m ago)", "scheduler"],
+        "pilot-silent", ["heard of last at", "(5m ago)", "scheduler", "balsam allocations cancel"],
     ),
     "lost node": (
         facts(S.RUNNING, row=ON_PILOT, pilot=pilot_row(nodes=[{"name": "n1", "lost": True}])),
