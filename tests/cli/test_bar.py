@@ -56,7 +56,7 @@ def many(cli: Cli) -> None:
 def test_kill(cli: Cli) -> None:
     many(cli)
     shown = at_a_terminal(cli, "kill", "--name", "relax", "--yes")
-    for text in ("0 tasks killed", "500 tasks killed", "500/501"):
+    for text in ("500 tasks killed", "500/501"):
         assert text in shown
 
 
@@ -67,8 +67,7 @@ def test_prune(cli: Cli) -> None:
         conn.execute(schema.task.update().values(finished=1.0))
         conn.execute(schema.effect.delete())  # no service runs that would perform them
     shown = at_a_terminal(cli, "prune", "--older-than", "1d", "--yes")
-    for text in ("500/?", "501/?"):
-        assert text in shown
+    assert "501/?" in shown
 
 
 def test_elsewhere(cli: Cli) -> None:
