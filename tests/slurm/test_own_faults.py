@@ -26,7 +26,12 @@ from tests.waiting import wait_until
 
 @pytest.mark.parametrize(
     ("own_slurm_site", "dies"),
-    [("srun", True), ("srun", False), ("mpich", True), ("openmpi", True)],
+    [
+        ("srun", True),
+        ("srun", False),
+        pytest.param("mpich", True, marks=pytest.mark.long),
+        pytest.param("openmpi", True, marks=pytest.mark.long),
+    ],
     indirect=["own_slurm_site"],
     ids=["srun-dead", "srun-set-down", "mpich-dead", "openmpi-dead"],
 )
