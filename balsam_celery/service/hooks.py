@@ -98,14 +98,21 @@ class Outstanding:
             self.lost = {}
 
     def unsent(self, pending: Collection[Pending], now: float) -> list[Pending]:
-        """Those of ``pending`` to be sent; steps that nobody waits for any more are forgotten."""
-        waiting = {one.key for one in pending}
+        """Those of ``pending`` to be sent; steps that nobody waits for any more are forgotten.
+
+        So is a step that was put off since it was sent: its message is used up.
+        """
         with self._lock:
+            waiting = {
+                one.key for one in pending if one.row.not_before <= self.sent.get(one.key, now)
+            }
             self.sent = {key: time for key, time in self.sent.items() if key in waiting}
             self.copies = {key: time for key, time in self.copies.items() if key in waiting}
             self.given_up = {key: why for key, why in self.given_up.items() if key in waiting}
             self.lost = {key: time for key, time in self.lost.items() if key in waiting}
-            unsent = [one for one in pending if one.key not in self.sent]
+            unsent = [
+                one for one in pending if one.key not in self.sent and one.row.not_before <= now
+            ]
             for one in unsent:
                 self.copies.setdefault(one.key, now)
         return unsent

@@ -101,7 +101,7 @@ def test_a_step_for_which_there_was_no_room_is_tried_again(
         tell(store, ended("t00001", code=int(step == "handler")))
     before = task(store, "t00001")
     outstanding = hooks.Outstanding()
-    [one] = outstanding.unsent(advance(store), clock())
+    [one] = outstanding.unsent(advance(store, outstanding.copies), clock())
     outstanding.sent[one.key] = first = clock()
     reason = f"{step}: No space left on device: /run/x"
     over = done("t00001", step, ok=False, attempt=before.attempt, reason=reason)
@@ -109,9 +109,9 @@ def test_a_step_for_which_there_was_no_room_is_tried_again(
     row = task(store, "t00001")
     assert (row.state, row.failures, row.cuts) == (before.state, before.failures, before.cuts)
     assert row.reason == (before.reason if step == "handler" else reason)
-    assert not outstanding.unsent(advance(store), clock())
+    assert not outstanding.unsent(advance(store, outstanding.copies), clock())
     clock.now += transitions.UNFIT_PAUSE
-    [again] = outstanding.unsent(advance(store), clock())
+    [again] = outstanding.unsent(advance(store, outstanding.copies), clock())
     assert again.key == one.key
     assert (outstanding.copies[one.key] or 0.0) > first
     tell(store, done("t00001", step, attempt=before.attempt, verdict="finish"))
@@ -123,9 +123,9 @@ def test_a_step_for_which_there_was_no_room_is_tried_again(
 def test_a_kill_of_a_step_for_which_there_was_no_room_waits_for_nobody(store: Store) -> None:
     add(store, hooked("t00001", hooks={"preprocess": ["x"]}))
     outstanding = hooks.Outstanding()
-    outstanding.unsent(advance(store), store.clock())
+    outstanding.unsent(advance(store, outstanding.copies), store.clock())
     tell(store, dataclasses.replace(done("t00001", "preprocess", ok=False), unfit=True))
-    outstanding.unsent(advance(store), store.clock())
+    outstanding.unsent(advance(store, outstanding.copies), store.clock())
     request_kill(store, ["t00001"], "enough")
     rows = doomed(store)
     store.run(lambda conn: hooks.end_killed(batch(store, conn), rows, outstanding))
@@ -375,7 +375,7 @@ def test_a_step_that_is_found_lost_while_others_are_looked_at_stays_lost() -> No
             finds.join(0.5)  # it may have to wait until all have been looked at
 
     outstanding.copies = Interrupted({key: 1.0})
-    row: Any = SimpleNamespace(id=key[0], attempt=key[1])
+    row: Any = SimpleNamespace(id=key[0], attempt=key[1], not_before=0.0)
     outstanding.unsent([hooks.Pending(row, key[2])], 2.0)
     finds.join()
     assert (outstanding.sent, outstanding.copies) == ({}, {key: 9.0})
