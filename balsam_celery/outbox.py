@@ -31,8 +31,9 @@ logger = logging.getLogger(__name__)
 
 #: A file above this many bytes is rewritten without what is over and done.
 COMPACT_ABOVE = 8_000_000
-#: Attempts remembered, so that a message that comes twice starts nothing twice.
-REMEMBERED = 100_000
+#: Attempts remembered, so that a message that comes twice starts nothing twice. A node runs as many
+#: in some minutes at best; what Redis has forgotten, or a service sends again, is seconds old.
+REMEMBERED = 20_000
 #: Runs of this many seconds are worth a wait for the disk.
 SYNC_ABOVE = 10.0
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC

@@ -1,9 +1,10 @@
 """Memory of every process of a site, and of its Redis, under a steady load.
 
-Usage: memory.py [--minutes N] [--rate N] [--warm-up MINUTES] [--json FILE]
+Usage: memory.py [--fill N] [--minutes N] [--rate N] [--warm-up MINUTES] [--json FILE]
 
-A site with one pilot of two virtual nodes is given ``--rate`` tasks a second, in equal groups each
-second, for ``--minutes``. Every half a minute the proportional set size (PSS) of each process and
+A site with one pilot of two virtual nodes first runs ``--fill`` tasks as fast as it can, so that
+what remembers a certain number of them is full. Then it is given ``--rate`` tasks a second, in
+equal groups each second, for ``--minutes``. Every half a minute the proportional set size (PSS) of each process and
 ``used_memory`` of Redis are read. Printed are, of each that lived from the warm-up to the end:
 megabytes after the warm-up and at the end, the line fitted to all samples between in megabytes an
 hour, and the least and the most. Rows in SQL grow by design; the size of the database is printed
@@ -37,6 +38,10 @@ from benchmarks.startup import memory
 
 #: Seconds between two samples.
 EVERY = 30.0
+#: Tasks a second that even a loaded machine runs.
+_LEAST_RATE = 20
+#: Tasks of the fill that are submitted at once.
+_FILL = 2000
 
 
 @dataclass(frozen=True)
@@ -90,12 +95,19 @@ def sample(site: Site) -> dict[str, float]:
     return sizes
 
 
-def load(site: Site, seconds: float, rate: int) -> tuple[dict[str, list[tuple[float, float]]], int]:
+def load(
+    site: Site, seconds: float, rate: int, fill: int
+) -> tuple[dict[str, list[tuple[float, float]]], int]:
     """Submit at a steady rate and sample; returns the samples and how many were submitted."""
     true = program("true", ["/bin/true"], wall_time="1m")
     # for its time there is a pilot
-    lasting = program("lasting", ["/bin/sleep", f"{seconds}"], wall_time=int(seconds) + 60)
+    needed = int(seconds + fill / _LEAST_RATE)
+    lasting = program("lasting", ["/bin/sleep", f"{needed}"], wall_time=needed + 60)
     submit_many([lasting.s()])
+    for first in range(0, fill, _FILL):
+        submit_many(true.s() for _ in range(min(_FILL, fill - first)))
+        while tasks.count().get(State.JOB_FINISHED, 0) < first:  # the next ones wait meanwhile
+            time.sleep(1.0)
     samples = defaultdict(list)
     begin = time.monotonic()
     submitted, looked = 0, 0.0
@@ -109,7 +121,7 @@ def load(site: Site, seconds: float, rate: int) -> tuple[dict[str, list[tuple[fl
             for name, size in sample(site).items():
                 samples[name].append((now, size))
         time.sleep(1.0)
-    return samples, submitted
+    return samples, fill + submitted
 
 
 def main() -> None:
@@ -118,6 +130,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--warm-up", type=float, default=5.0)
     parser.add_argument("--rate", type=int, default=4)
+    parser.add_argument("--fill", type=int, default=0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="balsam-memory-") as scratch:
@@ -125,7 +138,7 @@ def main() -> None:
         os.environ["BALSAM_SITE"] = str(site.directory)
         up(site)
         try:
-            samples, submitted = load(site, options.minutes * 60, options.rate)
+            samples, submitted = load(site, options.minutes * 60, options.rate, options.fill)
             finished = tasks.count().get(State.JOB_FINISHED, 0)
         finally:
             down(site)
@@ -137,7 +150,9 @@ def main() -> None:
         if some[-1][0] >= until and some[0][0] <= since
         if len(kept := [one for one in some if one[0] >= since]) > 1
     ]
-    print(f"{submitted} tasks in {options.minutes:g} min, {finished} finished; SQL {size:.1f} MB")
+    print(
+        f"{submitted} tasks, the last in {options.minutes:g} min, {finished} finished; SQL {size:.1f} MB"
+    )
     print(f"{'MB':>60}    first     last    least     most    an hour")
     for one in sorted(lines, key=lambda one: -one.an_hour):
         values = f"{one.first:8.1f} {one.last:8.1f} {one.least:8.1f} {one.most:8.1f}"

@@ -107,6 +107,15 @@ def test_modules_and_paths_exist(page: str) -> None:
             assert resolves(name) or tuple(name.split(".")) in keys(), span
 
 
+@pages
+def test_tests_exist(page: Path) -> None:
+    for span in spans(page):
+        if found := re.fullmatch(r"(tests/[\w/.]+)(?:::(\w+))?", span):
+            path, name = ROOT / found[1], found[2]
+            assert path.exists(), span
+            assert not name or re.search(rf"^def {name}\(", path.read_text(), re.MULTILINE), span
+
+
 def test_the_code_map_names_every_module() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     section = text.partition("## Code map")[2].partition("\n## ")[0]
