@@ -196,7 +196,6 @@ GIVING_BACK: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("live", [FOUR_NODES], indirect=True)
-@pytest.mark.long
 def test_the_loss_of_a_node_harms_that_node_only(live: LiveSite, pbs: PbsHarness) -> None:
     """PBS goes on to show the job as running, and the node as one of its nodes."""
     held = one_on_each_node(live, 4)

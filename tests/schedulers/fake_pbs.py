@@ -25,6 +25,7 @@ import json
 import os
 import pwd
 import re
+import secrets
 import shlex
 import signal
 import subprocess
@@ -177,7 +178,9 @@ def qsub(fake: Fake, arguments: list[str]) -> int:
         options[option] = value
     if options["-q"] != "workq":
         return replay("err-unknown-queue")
-    number = 60 + len(fake.jobs())
+    # processes are known by it: another fake that runs beside must have others
+    known = fake.jobs()
+    number = known[-1]["number"] + 1 if known else secrets.randbelow(10**7) + 10**6
     select = re.fullmatch(r"(\d+):ncpus=(\d+)(?::mem=\d+kb)?", options["select"])
     assert select is not None, options
     nodes, cores = map(int, select.groups())
