@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -185,16 +185,13 @@ class Checks:
             return
         self._drop_unacknowledged({message_id(key) for key in lost})
         last = {key: self._last_begun(key) for key in lost}
-        begun = [key for key in lost if self._had_begun(key, last[key])]
+        begun = {key: float(last[key] or 0.0) for key in lost if self._had_begun(key, last[key])}
         given_up = self._leadership.run(lambda conn: self._cut(conn, begun)) if begun else {}
         now = self._store.clock()
         for key in lost:
             log.warning("step %s of task %s was lost and is sent again", key[2], key[0])
-            before, begun_last = self._outstanding.copies.get(key), last[key]
-            sent = later_than(begun_last, before, now)
-            if before is None and begun_last is not None:
-                before = float(begun_last)
-            self._outstanding.lose(key, sent, given_up.get(key, ""), before)
+            sent = later_than(last[key], self._outstanding.copies.get(key), now)
+            self._outstanding.lose(key, sent, given_up.get(key, ""))
 
     def _last_begun(self, key: StepKey) -> str | None:
         return last_begun(self._client, self._prefix, keys.hook_message(message_id(key)))
@@ -203,11 +200,14 @@ class Checks:
         copy = self._outstanding.copies.get(key)
         return last is not None and (copy is None or last == hook_order(copy))
 
-    def _cut(self, conn: Connection, begun: Collection[StepKey]) -> dict[StepKey, str]:
+    def _cut(self, conn: Connection, begun: Mapping[StepKey, float]) -> dict[StepKey, str]:
         """Count these, that may have taken their worker along; why some are given up."""
         batch = Batch(conn, self._store.clock(), "service", retry=self._retry)
         batch.load([id for id, _, _ in begun])
-        return {key: transitions.cut(batch, *key, "its worker died") for key in begun}
+        return {
+            key: transitions.cut(batch, *key, "its worker died", sent)
+            for key, sent in begun.items()
+        }
 
     def _restart(self, lost: Collection[tuple[str, int]]) -> list[Change]:
         if not lost:

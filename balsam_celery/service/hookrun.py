@@ -60,21 +60,21 @@ class Ends:
     def __init__(self, most: int = 1000) -> None:
         self._most = most
         self._lock = threading.Lock()
-        self._told: OrderedDict[str, tuple[str, TransitionEnded]] = OrderedDict()
+        self._told: OrderedDict[str, tuple[float, TransitionEnded]] = OrderedDict()
 
-    def note(self, id: str, order: str, ended: TransitionEnded) -> None:
-        """The step whose message had that id, and that order (``copies``), has ended so."""
+    def note(self, id: str, since: float, ended: TransitionEnded) -> None:
+        """The step whose message had that id has ended so for the wait that began then."""
         with self._lock:
-            self._told[id] = order, ended
+            self._told[id] = since, ended
             self._told.move_to_end(id)
             while len(self._told) > self._most:
                 self._told.popitem(last=False)
 
-    def of(self, id: str, order: str) -> TransitionEnded | None:
-        """How the step ended whose message had that order, if it was the last one here."""
+    def of(self, id: str, since: float) -> TransitionEnded | None:
+        """How the step ended for that wait, if it was the last one here."""
         with self._lock:
             told = self._told.get(id)
-        return told[1] if told is not None and told[0] == order else None
+        return told[1] if told is not None and told[0] == since else None
 
 
 def run(

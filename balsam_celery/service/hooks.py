@@ -57,6 +57,11 @@ class Pending:
         return (self.row.id, self.row.attempt, self.step)
 
     @property
+    def since(self) -> float:
+        """When the wait began, which tells it from an earlier one for the same step."""
+        return transitions.waits_since(self.row)
+
+    @property
     def message_id(self) -> str:
         """Celery id of its message."""
         return message_id(self.key)
@@ -76,17 +81,14 @@ class Outstanding:
     Attributes:
         sent: when, by step.
         copies: steps of which a message may have been sent at any time: somebody may run them.
-            With the time that it carries, the same however often it takes to send it; ``None``:
-            an earlier life of the service sent it.
+            With the time that it carries, the same however often it takes to send it, and never
+            before the wait began; ``None``: an earlier life of the service sent it.
         given_up: why a step, when it is sent next, is not to run any more but to be ended.
-        lost: the time that the message carried of which nothing was told, of those that are to be
-            sent anew.
     """
 
     sent: dict[StepKey, float] = field(default_factory=dict)
     copies: dict[StepKey, float | None] = field(default_factory=dict)
     given_up: dict[StepKey, str] = field(default_factory=dict)
-    lost: dict[StepKey, float] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def adopt(self, pending: Collection[Pending], now: float) -> None:
@@ -95,7 +97,6 @@ class Outstanding:
             self.sent = {one.key: now for one in pending}
             self.copies = dict.fromkeys(self.sent)
             self.given_up = {}
-            self.lost = {}
 
     def unsent(self, pending: Collection[Pending], now: float) -> list[Pending]:
         """Those of ``pending`` to be sent; steps that nobody waits for any more are forgotten.
@@ -109,23 +110,17 @@ class Outstanding:
             self.sent = {key: time for key, time in self.sent.items() if key in waiting}
             self.copies = {key: time for key, time in self.copies.items() if key in waiting}
             self.given_up = {key: why for key, why in self.given_up.items() if key in waiting}
-            self.lost = {key: time for key, time in self.lost.items() if key in waiting}
             unsent = [
                 one for one in pending if one.key not in self.sent and one.row.not_before <= now
             ]
             for one in unsent:
-                self.copies.setdefault(one.key, now)
+                self.copies.setdefault(one.key, max(now, one.since))
         return unsent
 
-    def lose(self, key: StepKey, sent: float, given_up: str, lost: float | None = None) -> None:
-        """Have a step sent anew, with the time ``sent``: what was begun of it counts no more.
-
-        ``lost``: the time that its last message carried, if that is known.
-        """
+    def lose(self, key: StepKey, sent: float, given_up: str) -> None:
+        """Have a step sent anew, with the time ``sent``: what was begun of it counts no more."""
         with self._lock:
             self.copies[key] = sent
-            if lost is not None:
-                self.lost[key] = lost
             if given_up:
                 self.given_up[key] = given_up
             self.sent.pop(key, None)
@@ -177,8 +172,14 @@ def advance(batch: Batch, out: Collection[StepKey] = ()) -> list[Pending]:
 
 
 def pending(conn: Connection, now: float) -> list[Pending]:
-    """The oldest tasks that wait for the transitions worker."""
-    return _awaiting(_between_states(conn, now, ()))
+    """The tasks that wait for the transitions worker, and of which an earlier life sent steps.
+
+    The oldest; those that were put off or delayed are not among what was sent before they came.
+    """
+    rows = {row.id: row for row in _between_states(conn, now, ())}
+    rows |= _oldest(conn, _AT_ONCE, now)
+    rows |= _oldest(conn, _LATE, now, schema.task.c.not_before)
+    return _awaiting(list(rows.values()))
 
 
 def _awaiting(rows: Collection[TaskRow]) -> list[Pending]:
@@ -203,20 +204,24 @@ def _between_states(conn: Connection, now: float, out: Collection[StepKey]) -> l
 _Condition = ColumnElement[bool] | TextClause
 _PENDING = text(schema.PENDING_STEP_SQL)
 _PENDING_STEPS = and_(_PENDING, schema.task.c.kind == "celery")
+_AT_ONCE = and_(_PENDING, schema.task.c.not_before <= schema.task.c.changed)
+_LATE = and_(_PENDING, schema.task.c.not_before > schema.task.c.changed)
 _UNRENDERED = and_(_PENDING, schema.task.c.argv.is_(None))
 _POSTPROCESSED = schema.task.c.state == State.POSTPROCESSED.value
 
 
-def _oldest(conn: Connection, condition: _Condition, now: float) -> dict[str, TaskRow]:
-    rows = conn.execute(_oldest_of(condition, WINDOW), {"now": now}).mappings()
+def _oldest(
+    conn: Connection, condition: _Condition, now: float, by: _Condition = schema.task.c.changed
+) -> dict[str, TaskRow]:
+    rows = conn.execute(_oldest_of(condition, by, WINDOW), {"now": now}).mappings()
     return {row["id"]: TaskRow.of(row) for row in rows}
 
 
 @functools.cache
-def _oldest_of(condition: _Condition, most: int) -> Select[Any]:
+def _oldest_of(condition: _Condition, by: _Condition, most: int) -> Select[Any]:
     task = schema.task
     query = select(task).where(condition, task.c.not_before <= bindparam("now", type_=Double))
-    return query.order_by(task.c.changed).limit(most)
+    return query.order_by(by).limit(most)
 
 
 def send(
@@ -240,18 +245,14 @@ def send(
     """
     for one in pending:
         # of another life's message nothing is known: this one is later
-        sent = outstanding.copies.get(one.key) or now
-        given_up, lost = outstanding.given_up.get(one.key, ""), outstanding.lost.get(one.key)
-        what = order(one, run_dir, sent, given_up, lost)
+        sent = outstanding.copies.get(one.key) or max(now, one.since)
+        what = order(one, run_dir, sent, outstanding.given_up.get(one.key, ""))
         publisher.task(keys.TRANSITIONS_QUEUE, keys.TRANSITION, [what], id=one.message_id)
         outstanding.sent[one.key] = now
         outstanding.given_up.pop(one.key, None)
-        outstanding.lost.pop(one.key, None)
 
 
-def order(
-    one: Pending, run_dir: Path, sent: float, given_up: str = "", lost: float | None = None
-) -> dict[str, Any]:
+def order(one: Pending, run_dir: Path, sent: float, given_up: str = "") -> dict[str, Any]:
     """What the transitions worker is told, as JSON values.
 
     Args:
@@ -259,7 +260,6 @@ def order(
         run_dir: the site's.
         sent: seconds since the epoch; the same in all copies of a message (``copies``).
         given_up: why it is to be ended instead, if it is.
-        lost: what ``sent`` was of the message that was lost; who has run that tells of it again.
     """
     row = one.row
     staged = staged_dir(run_dir, row)
@@ -276,8 +276,8 @@ def order(
         "work_dir": row.work_dir,
         "environment": row.environment,
         "sent": sent,
+        "since": one.since,
         # a step that was lost with its worker may have left something
         "killed": row.kill_requested is not None,
         "given_up": given_up,
-        "lost": lost,
     }

@@ -33,6 +33,15 @@ def awaited(row: TaskRow) -> str | None:
     return next((s for s in WAITING.get(row.state, ()) if row.hooks.get(s)), None)
 
 
+def waits_since(row: TaskRow) -> float:
+    """When the wait for a task's next step began, in seconds since the epoch.
+
+    It tells this wait from an earlier one for the same step of the same attempt: a step may be put
+    off, and a task that never ran is retried as attempt 0.
+    """
+    return max(row.changed, row.not_before)
+
+
 def ended(batch: Batch, one: TransitionEnded) -> None:
     """Write the end of a step; a step that the task does not wait for changes nothing."""
     case = batch.cases.get(one.id)
@@ -61,14 +70,25 @@ def _put_off(batch: Batch, case: Case, one: TransitionEnded) -> None:
     batch.conn.execute(update(schema.task).where(schema.task.c.id == case.row.id).values(**values))
 
 
-def cut(batch: Batch, id: str, attempt: int, step: str, reason: str) -> str:
+def cut(batch: Batch, id: str, attempt: int, step: str, reason: str, begun: float) -> str:
     """Count that a step which had begun was lost with its worker.
+
+    Args:
+        batch: has the task.
+        id: the task.
+        attempt: the attempt.
+        step: the step.
+        reason: why it was lost.
+        begun: the time that the message carried which had begun; one of an earlier wait does not
+            count.
 
     Returns:
         Why it must not begin again, if it must not.
     """
     case = batch.cases.get(id)
     if case is None or case.attempt != attempt or awaited(case.row) != step:
+        return ""
+    if begun < waits_since(case.row):
         return ""
     batch.conn.execute(
         update(schema.task).where(schema.task.c.id == id).values(cuts=case.row.cuts + 1)

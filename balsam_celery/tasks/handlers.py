@@ -160,13 +160,13 @@ def transition(order: dict[str, Any]) -> None:
         log.warning("dropped a message of %s: it, or a later one, has begun before", id)
         return
     timeout = site.settings.transitions.step_timeout
-    lost = order.get("lost")
-    ended = _ENDED.of(id, hook_order(lost)) if lost is not None else None
+    since = order.get("since", 0.0)
+    ended = _ENDED.of(id, since)
     if ended is None:
         ended = hookrun.run(order, _variables(site), timeout, lambda: _KILLED.has(id, sent))
     else:
         log.warning("the end of %s was lost, and is told again", id)
-    _ENDED.note(id, copy.order, ended)
+    _ENDED.note(id, since, ended)
     what = f"the end of {ended.step} of task {ended.id}"
     if not until_done(what, lambda: copy.end(client)):
         log.warning("%s is not told: it was taken for lost and has begun anew", what)

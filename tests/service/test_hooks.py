@@ -3,41 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from kombu.exceptions import OperationalError
 from sqlalchemy import Connection
 
-from balsam_celery.service import hookrun, hooks, kill, transitions
+from balsam_celery.service import hookrun, hooks, transitions
 from balsam_celery.service.cases import Batch
 from balsam_celery.service.requests import request_kill
 from balsam_celery.settings import RetrySettings
 from balsam_celery.states import State
 from balsam_celery.store.engine import Store
-from balsam_celery.store.insert import NewTask
-from balsam_celery.store.rows import TaskRow
-from balsam_celery.wire import KillAsked, TransitionEnded
+from balsam_celery.wire import KillAsked
 from tests.service.acting import add_pilot, advance, ended, start, step, tell
+from tests.service.hooking import Publisher, batch, done, doomed, hooked
 from tests.store.conftest import Clock
 from tests.store.making import NOW, add, history, program, task
 
 S = State
-
-
-def hooked(id: str, **values: Any) -> NewTask:
-    """A program with hooks."""
-    return dataclasses.replace(program(id), **values)
-
-
-def done(
-    id: str, step: str, *, ok: bool = True, attempt: int = 0, reason: str = "",
-    verdict: str | None = None,
-) -> TransitionEnded:  # fmt: skip
-    return TransitionEnded(id, attempt, step, ok, reason, verdict, 1001.0)
 
 
 def waits_for(store: Store) -> list[tuple[str, str]]:
@@ -179,49 +163,6 @@ def test_each_step_is_sent_once(store: Store) -> None:
     assert not outstanding.sent
 
 
-class Publisher:
-    """Takes orders of hooks; of the next ones so many get no answer."""
-
-    def __init__(self) -> None:
-        self.taken: list[dict[str, Any]] = []
-        self.deaf = 0
-
-    def task(self, queue: str, name: str, args: list[dict[str, Any]], *, id: str) -> None:
-        """Take the message, whether it answers or not."""
-        self.taken += args
-        if self.deaf:
-            self.deaf -= 1
-            raise OperationalError("timed out")
-
-
-def test_a_message_that_may_have_been_sent_is_sent_again_as_the_same(store: Store) -> None:
-    """Redis took it and did not say so: of two that differ both would run."""
-    for id in ("t00001", "t00002"):
-        add(store, hooked(id, hooks={"preprocess": ["x"]}))
-    publisher, outstanding = Publisher(), hooks.Outstanding()
-    typed: Any = publisher
-
-    def send(now: float) -> None:
-        unsent = outstanding.unsent(advance(store), now)
-        hooks.send(typed, unsent, Path("/run"), outstanding, now)
-
-    publisher.deaf = 1
-    with pytest.raises(OperationalError):
-        send(10.0)
-    send(20.0)
-    first, *others = publisher.taken
-    assert [one["id"] for one in others] == [
-        first["id"],
-        ({"t00001", "t00002"} - {first["id"]}).pop(),
-    ]
-    assert {one["sent"] for one in publisher.taken} == {10.0}
-    # what was lost is another message
-    outstanding.lose((first["id"], 0, "preprocess"), 30.0, "")
-    send(40.0)
-    assert (publisher.taken[-1]["id"], publisher.taken[-1]["sent"]) == (first["id"], 30.0)
-    assert len(publisher.taken) == 4
-
-
 @pytest.mark.parametrize("step", ["preprocess", "handler"])
 def test_a_hook_that_takes_its_worker_along_is_given_up(store: Store, step: str) -> None:
     add_pilot(store)
@@ -233,35 +174,32 @@ def test_a_hook_that_takes_its_worker_along_is_given_up(store: Store, step: str)
     attempt = task(store, "t00001").attempt
     said = RetrySettings(max_cuts=3)
 
-    def cut(step: str) -> str:
+    def cut(step: str, begun: float = store.clock()) -> str:
         def write(conn: Connection) -> str:
             one = Batch(conn, store.clock(), "service", retry=said)
             one.load(["t00001"])
-            return transitions.cut(one, "t00001", attempt, step, "its worker died")
+            return transitions.cut(one, "t00001", attempt, step, "its worker died", begun)
 
         return store.run(write)
 
     assert cut("stage_out") == "", "nobody waits for that"
+    assert cut(step, NOW - 1) == "", "that was before it waited"
+    assert task(store, "t00001").cuts == 0
     assert [cut(step), cut(step)] == ["", ""]
     reason = cut(step)
     assert reason.startswith("cut short 3 times before it was done, and [retry] max_cuts")
     assert task(store, "t00001").cuts == 3
     outstanding, publisher = hooks.Outstanding(), Publisher()
     typed: Any = publisher
-    outstanding.lose(("t00001", attempt, step), 5.0, reason)
+    outstanding.lose(("t00001", attempt, step), NOW + 5, reason)
     for _ in range(2):
-        unsent = outstanding.unsent(advance(store), 6.0)
-        hooks.send(typed, unsent, Path("/run"), outstanding, 6.0)
+        unsent = outstanding.unsent(advance(store), NOW + 6)
+        hooks.send(typed, unsent, Path("/run"), outstanding, NOW + 6)
     [sent] = publisher.taken
     told = hookrun.run(sent, {}, 10)
     tell(store, told)
     row = task(store, "t00001")
     assert (row.state, row.reason) == (S.FAILED, f"{step}: {reason}")
-
-
-def doomed(store: Store) -> list[TaskRow]:
-    with store.read() as conn:
-        return kill.Kills().due(conn, store.clock()).between
 
 
 @pytest.mark.parametrize("step", ["stage_in", "preprocess", "postprocess", "handler"])
@@ -314,10 +252,6 @@ def test_a_kill_that_comes_with_the_end_of_a_step(store: Store, step: str) -> No
     assert task(store, "t00001").state is S.USER_KILLED
 
 
-def batch(store: Store, conn: Connection) -> Batch:
-    return Batch(conn, store.clock(), "service")
-
-
 def test_an_order_to_end_a_step_is_not_for_one_that_was_sent_later() -> None:
     """A task that was killed and is retried has the same steps again."""
     killed = hookrun.Killed()
@@ -335,48 +269,3 @@ def test_steps_do_not_wait_behind_what_waits_for_the_transitions_worker(
     add(store, step("step00"))
     advance(store)
     assert task(store, "step00").state is S.DISPATCHED
-
-
-def test_what_was_sent_is_not_pushed_out_by_older_tasks_that_come_later(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Their times are those of another host's clock, or of a long transaction's begin."""
-    monkeypatch.setattr(hooks, "WINDOW", 2)
-    preprocess = {"preprocess": ["x"]}
-    add(store, hooked("t00001", hooks=preprocess))
-    outstanding = hooks.Outstanding()
-    [one] = outstanding.unsent(advance(store), 1.0)
-    outstanding.sent[one.key] = 1.0
-    add(store, *(hooked(f"s{n:05}", hooks=preprocess) for n in range(3)), now=NOW - 60)
-    unsent = outstanding.unsent(advance(store, outstanding.copies), 2.0)
-    assert sorted(two.row.id for two in unsent) == ["s00000", "s00001"]
-    assert one.key in outstanding.sent
-    assert outstanding.copies[one.key] == 1.0
-    request_kill(store, ["t00001"], "enough")
-    end = hooks.end_killed
-    assert store.run(lambda conn: end(batch(store, conn), doomed(store), outstanding))
-    assert task(store, "t00001").state is S.READY
-    tell(store, done("t00001", "preprocess"))
-    assert task(store, "t00001").state is S.USER_KILLED
-    outstanding.unsent(advance(store, outstanding.copies), 3.0)
-    assert one.key not in outstanding.copies
-
-
-def test_a_step_that_is_found_lost_while_others_are_looked_at_stays_lost() -> None:
-    """Another thread finds that, at any moment: it must not be sent as the copy that was lost."""
-    key = ("t00001", 0, "preprocess")
-    outstanding = hooks.Outstanding(sent={key: 1.0})
-    finds = threading.Thread(target=outstanding.lose, args=(key, 9.0, "cut short"))
-
-    class Interrupted(dict[hooks.StepKey, float | None]):
-        def items(self) -> Any:
-            yield from super().items()
-            finds.start()
-            finds.join(0.5)  # it may have to wait until all have been looked at
-
-    outstanding.copies = Interrupted({key: 1.0})
-    row: Any = SimpleNamespace(id=key[0], attempt=key[1], not_before=0.0)
-    outstanding.unsent([hooks.Pending(row, key[2])], 2.0)
-    finds.join()
-    assert (outstanding.sent, outstanding.copies) == ({}, {key: 9.0})
-    assert outstanding.given_up == {key: "cut short"}

@@ -24,7 +24,7 @@ from balsam_celery.store import scans
 from balsam_celery.store.engine import Store
 from balsam_celery.wire import TransitionEnded
 from tests.service.running.player import Player
-from tests.store.making import add, program, task, walk
+from tests.store.making import NOW, add, program, task, walk
 
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
@@ -49,14 +49,16 @@ def test_a_lost_hook_is_counted_if_it_had_begun(
 ) -> None:
     """What waited in a queue that was lost is not to blame."""
     add(store, *(dataclasses.replace(program(f"t0000{n}"), hooks={"preprocess": ["x"]})
-                 for n in range(1, 5)))  # fmt: skip
-    begun, waited, other, earlier = ((f"t0000{n}", 0, "preprocess") for n in range(1, 5))
-    for key, sent in ((begun, 5.0), (other, 4.0), (earlier, 3.0)):
-        copy_of(player, key, sent).begin(player.client)
-    outstanding = Outstanding(copies={begun: 5.0, waited: 5.0, other: 5.0, earlier: None})
+                 for n in range(1, 6)))  # fmt: skip
+    begun, waited, other, earlier, past = ((f"t0000{n}", 0, "preprocess") for n in range(1, 6))
+    for key, sent in ((begun, 5.0), (other, 4.0), (earlier, 3.0), (past, -3.0)):
+        copy_of(player, key, NOW + sent).begin(player.client)
+    copies = {begun: NOW + 5, waited: NOW + 5, other: NOW + 5, earlier: None, past: None}
+    outstanding = Outstanding(copies=copies)
     checks = make_checks(store, app, player, outstanding)
-    checks._send_again([begun, waited, other, earlier])
-    assert [task(store, f"t0000{n}").cuts for n in range(1, 5)] == [1, 0, 0, 1]
+    checks._send_again([begun, waited, other, earlier, past])
+    # what begins before a task waits for it is no run of this wait
+    assert [task(store, f"t0000{n}").cuts for n in range(1, 6)] == [1, 0, 0, 1, 0]
     assert not outstanding.given_up
     # the new message is a later one than any that has begun
     again = outstanding.copies[begun]

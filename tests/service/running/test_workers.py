@@ -19,7 +19,7 @@ from balsam_celery.celeryapp import redis_client
 from balsam_celery.service import checks
 from balsam_celery.service.engine import Engine
 from balsam_celery.service.inbox import Letters
-from balsam_celery.service.requests import request_kill
+from balsam_celery.service.requests import request_kill, retry
 from balsam_celery.site import Site
 from balsam_celery.states import State
 from balsam_celery.store.engine import Store
@@ -268,6 +268,33 @@ def test_a_report_that_redis_has_forgotten_is_told_again(
     )
     assert len(read_lines(ran)) == 1
     assert "the end of t00001.0.preprocess was lost, and is told again" in worker.log.read_text()
+
+
+def test_the_end_of_an_earlier_life_is_not_told_for_a_retry(
+    make_engine: Callable[[], Engine],
+    workers: Workers,
+    store: Store,
+    site: Site,
+    app: Celery[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It never ran, so that it waits for the same step of the same attempt; no service was up."""
+    engine = make_engine()
+    worker = workers.start("transitions", "one", "-P", "threads", "-c", "1")
+    ran = site.directory / "ran"
+    hooked = {"preprocess": ["sh", "-c", f"echo $$ >> {ran}; [ $(wc -l < {ran}) = 2 ]"]}
+    add(store, dataclasses.replace(program("t00001"), hooks=hooked), now=time.time())
+    wait_state(store, "t00001", S.FAILED)
+    engine.ask_to_stop()
+    engine.join(30)
+    assert retry(store, ["t00001"]).done == ("t00001",)
+    again = make_engine()
+    check = soon(monkeypatch, store, site, app, again)
+    wait_until(lambda: check.run() or task(store, "t00001").state is not S.READY, 60, "it goes on")
+    row = task(store, "t00001")
+    assert (row.state, row.cuts) == (S.PREPROCESSED, 0), row.reason
+    assert len(read_lines(ran)) == 2
+    assert "is told again" not in worker.log.read_text()
 
 
 def test_a_hook_is_not_lost_while_a_worker_that_may_run_it_is_silent(
