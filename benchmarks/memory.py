@@ -134,6 +134,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="balsam-memory-") as scratch:
+        os.environ["XDG_STATE_HOME"] = scratch
         site = init(Path(scratch) / "s", name="m", local=LocalSettings(nodes=2, cores_per_node=4))
         os.environ["BALSAM_SITE"] = str(site.directory)
         up(site)
