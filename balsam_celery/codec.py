@@ -16,6 +16,10 @@ _SAID = 300
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
+#: Arrays and objects that may stand in each other; Python's JSON gives up at several hundred.
+DEPTH = 100
+
+
 class MalformedMessage(ValueError):
     """The message is not one of ours; what is said of it is one short line, whatever it holds."""
 
@@ -29,6 +33,21 @@ def encodable(text: str) -> str:
     They come from names of files that are no text, and from JSON.
     """
     return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
+
+
+def is_too_deep(plain: Any) -> bool:
+    """Tell whether more than :data:`DEPTH` of its arrays and objects stand in each other."""
+    level = [plain]
+    for _ in range(DEPTH + 1):
+        level = [
+            item
+            for one in level
+            if isinstance(one, (dict, list, tuple))
+            for item in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not level:
+            return False
+    return True
 
 
 @functools.cache

@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 
 from balsam_celery.errors import InvalidInput
 
+#: No time from now that people mean is as long: some thirty years, in seconds.
+ENDLESS = 1e9
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _PARTS = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s?)?")
 _CLOCK = re.compile(r"(?:(\d+)-)?(\d+):(\d{2}):(\d{2})")
@@ -26,7 +28,7 @@ def parse_duration(value: object, name: str = "duration") -> int:
         InvalidInput: not a duration, or not longer than zero.
     """
     seconds = _seconds(value)
-    if seconds is None or seconds <= 0:
+    if seconds is None or not 0 < seconds < ENDLESS:
         raise InvalidInput(
             f"{name} is {value!r}: give a time above zero such as 90, '10m', '1h30m' or '01:30:00'"
         )
@@ -48,7 +50,7 @@ def _seconds(value: object) -> int | None:
     if isinstance(value, bool):
         return None
     if isinstance(value, (int, float)):
-        return int(value) if 0 < value < 1e9 else None
+        return int(value) if 0 < value < ENDLESS else None
     if not isinstance(value, str):
         return None
     text = value.strip().lower()

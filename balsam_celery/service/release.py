@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -19,7 +20,18 @@ from balsam_celery.store import queries, schema
 from balsam_celery.store.rows import EffectKind, TaskRow
 from balsam_celery.store.sql import any_of, given, given_any
 
+log = logging.getLogger(__name__)
+
 _EDGE = schema.dependency.c
+#: What a row may raise that holds something that nobody has thought of.
+_OF_ITS_VALUES = (
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+)
 
 
 def settle(batch: Batch) -> None:
@@ -114,34 +126,41 @@ def make_ready(batch: Batch, cases: Sequence[Case]) -> None:
     waiting = [c for c in cases if c.state in (State.AWAITING_PARENTS, State.READY)]
     results = parent_results(batch.conn, [c.row for c in waiting])
     for case in waiting:
-        row = case.row
-        values: dict[str, Any] = {}
-        not_before = row.not_before
-        if case.state is State.AWAITING_PARENTS and "countdown" in row.celery:
-            # a countdown runs from the end of the last parent
-            values["not_before"] = not_before = batch.now + row.celery["countdown"]
-        if row.kind == "celery":
-            if case.state is State.AWAITING_PARENTS:
-                batch.go(case, State.READY, **values)
-            if not_before <= batch.now:
-                steps.dispatch(batch, case)
-            continue
         try:
-            arguments = full_arguments(row, results)
-            argv = render(row.command, arguments["args"], arguments["kwargs"], row.literal)
+            _let_go_on(batch, case, results)
         except InvalidInput as error:
             fail(batch, case, str(error))
-            continue
-        targets = [State.READY] if case.state is State.AWAITING_PARENTS else []
-        if not (row.hooks.get("stage_in") or row.hooks.get("preprocess")):
-            targets.append(State.PREPROCESSED)
-        if targets:
-            batch.go(case, *targets, argv=list(argv), **values)
-        else:
-            # it stays READY for staging; the row is locked
-            batch.conn.execute(
-                update(schema.task).where(schema.task.c.id == row.id).values(argv=list(argv))
-            )
+        except _OF_ITS_VALUES as error:
+            # the parent whose end this is written with is not to blame, and must not run again
+            log.exception("task %s cannot go on", case.row.id)
+            fail(batch, case, f"cannot go on: {type(error).__name__}: {error}")
+
+
+def _let_go_on(batch: Batch, case: Case, results: dict[str, list[Any]]) -> None:
+    row = case.row
+    values: dict[str, Any] = {}
+    not_before = row.not_before
+    if case.state is State.AWAITING_PARENTS and "countdown" in row.celery:
+        # a countdown runs from the end of the last parent
+        values["not_before"] = not_before = batch.now + row.celery["countdown"]
+    if row.kind == "celery":
+        if case.state is State.AWAITING_PARENTS:
+            batch.go(case, State.READY, **values)
+        if not_before <= batch.now:
+            steps.dispatch(batch, case)
+        return
+    arguments = full_arguments(row, results)
+    argv = render(row.command, arguments["args"], arguments["kwargs"], row.literal)
+    targets = [State.READY] if case.state is State.AWAITING_PARENTS else []
+    if not (row.hooks.get("stage_in") or row.hooks.get("preprocess")):
+        targets.append(State.PREPROCESSED)
+    if targets:
+        batch.go(case, *targets, argv=list(argv), **values)
+    else:
+        # it stays READY for staging; the row is locked
+        batch.conn.execute(
+            update(schema.task).where(schema.task.c.id == row.id).values(argv=list(argv))
+        )
 
 
 def parent_results(conn: Connection, rows: Collection[TaskRow]) -> dict[str, list[Any]]:

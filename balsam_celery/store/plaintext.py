@@ -26,20 +26,13 @@ def to_json(value: Any) -> str:
 
     NaN and infinities, which JSON and PostgreSQL lack, become null.
     """
-    text = _ENCODER.encode(value if _is_finite(value) else _finite(value))
+    try:
+        text = _ENCODER.encode(value)
+    except ValueError:
+        text = _ENCODER.encode(_finite(value))
     if "\\u0000" in text:
         text = _NUL_IN_JSON.sub("\\1\ufffd", text)
     return encodable(text)
-
-
-def _is_finite(value: Any) -> bool:
-    if isinstance(value, float):
-        return math.isfinite(value)
-    if isinstance(value, dict):
-        return all(_is_finite(item) for item in value.values())
-    if isinstance(value, (list, tuple)):
-        return all(_is_finite(item) for item in value)
-    return True
 
 
 def _finite(value: Any) -> Any:

@@ -21,10 +21,12 @@ from celery import states
 from celery.backends.base import SyncBackendMixin
 from celery.backends.redis import RedisBackend
 from celery.exceptions import TimeoutError as CeleryTimeoutError
+from kombu.exceptions import EncodeError
 from kombu.utils.encoding import bytes_to_str
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from balsam_celery.codec import DEPTH, is_too_deep
 from balsam_celery.errors import StoreError
 from balsam_celery.redisaddress import split_checks
 from balsam_celery.service.outcome import celery_result
@@ -144,6 +146,8 @@ class SiteBackend(_Stock):  # type: ignore[misc]
             return
         # raises EncodeError for a value that JSON cannot hold: then the task fails, as in Celery
         plain = json.loads(self.encode({"result": self.prepare_value(result)}))["result"]
+        if is_too_deep(plain):
+            raise EncodeError(f"the result is nested too deep: return {DEPTH} levels at most")
         report_end(self.app, task_id, attempt, state, plain, None)
 
     def mark_as_failure(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 from balsam_celery.amounts import counts_of, parse_bytes
+from balsam_celery.codec import DEPTH
 from balsam_celery.commands import check_literal, to_text
 from balsam_celery.durations import parse_duration, parse_pause
 from balsam_celery.errors import InvalidInput
@@ -277,8 +278,8 @@ _CHECKS = {
 }
 
 
-def plain_json(value: Any, name: str) -> Any:
-    """``value`` as plain JSON values (paths as text, tuples as lists).
+def plain_json(value: Any, name: str, levels: int = DEPTH) -> Any:
+    """``value`` as plain JSON values (paths as text, tuples as lists), nested so deep at most.
 
     Raises:
         InvalidInput: it holds something that JSON, or a database's JSON column, cannot.
@@ -291,10 +292,12 @@ def plain_json(value: Any, name: str) -> Any:
         if not math.isfinite(value):
             raise InvalidInput(f"{name} holds {value}, which JSON cannot: give it as text")
         return value
+    if not levels:
+        raise InvalidInput(f"{name} is nested too deep: give {DEPTH} levels at most")
     if isinstance(value, Mapping):
-        return {_key(key, name): plain_json(item, name) for key, item in value.items()}
+        return {_key(key, name): plain_json(item, name, levels - 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain_json(item, name) for item in value]
+        return [plain_json(item, name, levels - 1) for item in value]
     path = getattr(value, "__fspath__", None)
     if path is not None and isinstance(text := path(), str):
         return to_text(text, name)

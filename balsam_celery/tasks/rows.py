@@ -13,8 +13,9 @@ from celery.utils.time import maybe_make_aware
 from kombu.utils.json import dumps as kombu_dumps
 
 from balsam_celery.amounts import counts_text
+from balsam_celery.codec import DEPTH, is_too_deep
 from balsam_celery.commands import PENDING, check_values, field_names, render
-from balsam_celery.durations import format_duration
+from balsam_celery.durations import ENDLESS, format_duration
 from balsam_celery.errors import InvalidInput
 from balsam_celery.packing import fits_some_queue
 from balsam_celery.resources import Resources
@@ -290,9 +291,14 @@ class RowMaker:
             if not isinstance(countdown, int | float) or isinstance(countdown, bool):
                 raise InvalidInput(f"countdown is {countdown!r}: give seconds")
             seconds = float(countdown)
+            if not abs(seconds) < ENDLESS:
+                raise InvalidInput(f"countdown is {countdown!r}: give less than {ENDLESS:,.0f} s")
             return (0.0, {"countdown": seconds}) if waits else (self.now + seconds, {})
         if eta is not None:
-            return _moment(eta, self.app), {}
+            moment = _moment(eta, self.app)
+            if not moment - self.now < ENDLESS:
+                raise InvalidInput(f"eta is {str(eta)!r}: give a time within the next thirty years")
+            return moment, {}
         return 0.0, {}
 
 
@@ -320,9 +326,13 @@ def kombu_plain(value: Any, name: str) -> Any:
 
     try:
         text = kombu_dumps(value)
+        plain = json.loads(text, parse_constant=refuse)
+    except RecursionError:
+        raise InvalidInput(f"{name} is nested too deep: give {DEPTH} levels at most") from None
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"{name} is no JSON value: {error}") from None
-    plain = json.loads(text, parse_constant=refuse)
+    if is_too_deep(plain):
+        raise InvalidInput(f"{name} is nested too deep: give {DEPTH} levels at most")
     if "\\u0000" in text:
         _refuse_nul(plain, name)
     return plain

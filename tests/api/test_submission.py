@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from celery import Celery
+from celery import Celery, chain
 from celery.result import AsyncResult
 
 from balsam_celery.errors import InvalidInput, SiteError
@@ -67,9 +68,18 @@ def test_not_before(play: Played) -> None:
     for eta in (moment, moment.isoformat(), moment.replace(tzinfo=None)):
         row = play.task(relax.s(input="x").set(eta=eta).delay().id)
         assert row.not_before == pytest.approx(moment.timestamp())
-    for bad in ({"countdown": "soon"}, {"eta": "soon"}, {"eta": 5}):
+    far = ({"countdown": seconds} for seconds in (math.inf, -math.inf, math.nan, 1.7e12))
+    bad: dict[str, Any]
+    for bad in ({"countdown": "soon"}, {"eta": "soon"}, {"eta": 5}, {"eta": "2999-01-01"}, *far):
         with pytest.raises(InvalidInput, match="is"):
             relax.s(input="x").apply_async(**bad)
+        with pytest.raises(InvalidInput, match="is"):
+            chain(relax.s(input="x"), relax.si(input="x").set(**bad)).apply_async()
+    nested: Any = []
+    for _ in range(150):
+        nested = [nested]
+    with pytest.raises(InvalidInput, match="nested too deep"):
+        relax.s(input=nested).apply_async()
 
 
 @pytest.mark.parametrize(

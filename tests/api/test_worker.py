@@ -60,6 +60,14 @@ def unserializable():
 
 
 @shared_task
+def nested():
+    value = []
+    for _ in range(400):
+        value = [value]
+    return value
+
+
+@shared_task
 def ignore():
     raise Ignore()
 
@@ -204,6 +212,7 @@ def test_steps(worker: object, service: Service, tmp_path: Path) -> None:
     send("silent", id="s-silent")
     send("fail", id="s-fail", attempt=4)
     send("unserializable", id="s-object")
+    send("nested", id="s-nested")
     send("ignore", id="s-ignore")
     send("reject", id="s-reject")
     send("flaky", id="s-flaky")
@@ -226,6 +235,7 @@ def test_steps(worker: object, service: Service, tmp_path: Path) -> None:
     assert "on purpose" in (failed.traceback or "")
     assert end("s-object").state == "FAILURE"
     assert end("s-object").result["exc_type"] == "EncodeError"
+    assert end("s-nested").result["exc_type"] == "EncodeError"
     assert (end("s-ignore").state, end("s-reject").state) == ("FAILURE", "FAILURE")
     assert (end("s-flaky").state, end("s-flaky").result) == ("SUCCESS", 2)
     assert (end("s-replaced").state, end("s-replaced").result) == ("SUCCESS", 42)

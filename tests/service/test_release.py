@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import pytest
+
 from balsam_celery.errors import TaskFailed
 from balsam_celery.service.outcome import celery_result
 from balsam_celery.states import State
@@ -162,6 +164,22 @@ def test_a_countdown_runs_from_the_end_of_the_parent(store: Store, clock: Clock)
     advance(store)
     assert task(store, "s00001").state is S.DISPATCHED
     assert [sent.spec.id for sent in start(store)] == ["c00001"]
+
+
+@pytest.mark.parametrize("make", [child, step])
+def test_a_child_that_cannot_go_on_fails_by_itself(store: Store, make: Any) -> None:
+    """Its parent has ended well, which must not be forgotten: it would run again."""
+    add_pilot(store)
+    parents = {} if make is child else {"parents": ["p00001"]}
+    args = ("c00001", "p00001") if make is child else ("c00001",)
+    bad = dataclasses.replace(make(*args, **parents), celery={"options": {}, "countdown": None})
+    add(store, program("p00001"), bad, child("c00002", "p00001"))
+    finish(store, "p00001")
+    assert task(store, "p00001").state is S.JOB_FINISHED
+    assert task(store, "c00002").state is S.PREPROCESSED
+    row = task(store, "c00001")
+    assert row.state is S.FAILED
+    assert row.reason.startswith("cannot go on: TypeError: unsupported operand")
 
 
 def test_a_child_of_a_finished_parent_is_rendered_by_the_service(store: Store) -> None:
