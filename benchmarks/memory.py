@@ -4,11 +4,11 @@ Usage: memory.py [--fill N] [--minutes N] [--rate N] [--warm-up MINUTES] [--json
 
 A site with one pilot of two virtual nodes first runs ``--fill`` tasks as fast as it can, so that
 what remembers a certain number of them is full. Then it is given ``--rate`` tasks a second, in
-equal groups each second, for ``--minutes``. Every half a minute the proportional set size (PSS) of each process and
-``used_memory`` of Redis are read. Printed are, of each that lived from the warm-up to the end:
-megabytes after the warm-up and at the end, the line fitted to all samples between in megabytes an
-hour, and the least and the most. Rows in SQL grow by design; the size of the database is printed
-for that reason.
+equal groups each second, for ``--minutes``. Every half a minute the proportional set size (PSS) of
+each process and ``used_memory`` of Redis are read. Printed are, of each that lived from the warm-up
+to the end: megabytes after the warm-up and at the end, the line fitted to all samples between in
+megabytes an hour, and the least and the most. Rows in SQL grow by design; the size of the database
+is printed for that reason.
 """
 
 from __future__ import annotations
@@ -152,7 +152,8 @@ def main() -> None:
         if len(kept := [one for one in some if one[0] >= since]) > 1
     ]
     print(
-        f"{submitted} tasks, the last in {options.minutes:g} min, {finished} finished; SQL {size:.1f} MB"
+        f"{submitted} tasks, the last in {options.minutes:g} min, {finished} finished;"
+        f" SQL {size:.1f} MB"
     )
     print(f"{'MB':>60}    first     last    least     most    an hour")
     for one in sorted(lines, key=lambda one: -one.an_hour):
