@@ -28,6 +28,8 @@ _GRACE = 5.0
 #: not look for the library beside this Python, where the wheel of MPICH puts it.
 #: (https://mpi4py.readthedocs.io/en/stable/mpi4py.html, "MPI4PY_LIBMPI"; ``mpi4py/_mpiabi.py``)
 _LIBRARIES = {"openmpi": "libmpi.so.40", "mpich": "libmpi.so.12", "intelmpi": "libmpi.so.12"}
+#: Launchers of systems that give a node's cores to one program at a time.
+_ALONE = frozenset({"aprun", "jsrun", "flux"})
 #: Variable by which all that a launcher's process starts here is known.
 _MARK = "BALSAM_LAUNCH"
 _ABI_VARIABLE, _LIBRARY_VARIABLE = "MPI4PY_MPIABI", "MPI4PY_LIBMPI"
@@ -44,6 +46,12 @@ def node_launcher(context: PilotContext, environ: Mapping[str, str]) -> Launcher
     if launcher.kind == "none":
         raise SettingsError(
             f"this job has {len(context.nodes)} nodes and the launcher is 'none': name one as"
+            " pilot.launcher in site.toml"
+        )
+    if launcher.kind in _ALONE and not settings.pilot.launcher:
+        raise SettingsError(
+            f"{launcher.kind} gives a node's cores to one program at a time, so that tasks would"
+            " wait for the pilot's end: name another launcher, such as mpich or openmpi, as"
             " pilot.launcher in site.toml"
         )
     return launcher
