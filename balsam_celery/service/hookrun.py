@@ -16,7 +16,7 @@ from typing import Any
 
 from balsam_celery import brands, procs
 from balsam_celery.keys import HOOK_MARK
-from balsam_celery.unfit import passes, single
+from balsam_celery.unfit import gathered, passes, single
 from balsam_celery.wire import TransitionEnded
 
 #: What a handler may say, as the last line of its output.
@@ -128,9 +128,8 @@ def run(
 
 def _why(error: Exception) -> str:
     """One line, not too long, that names what is in the way."""
-    if isinstance(error, shutil.Error) and isinstance(error.args[0], list):
-        # of a directory: (from, to, why) of each file that was not copied
-        (*_, why), *others = error.args[0]
+    if found := gathered(error):
+        (_, why), *others = found
         text = f"{why}, and {len(others):,} more" if others else why
     elif isinstance(error, OSError) and error.strerror:
         text = error.strerror + (f": {error.filename}" if error.filename else "")

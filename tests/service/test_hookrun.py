@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ import pytest
 
 from balsam_celery import procs
 from balsam_celery.service import hookrun
+from balsam_celery.unfit import gathered, single
 from balsam_celery.wire import TransitionEnded
 from tests.service.test_hooks import done
 from tests.waiting import wait_until
@@ -116,6 +119,24 @@ def test_what_goes_wrong_is_told_in_one_short_line(tmp_path: Path) -> None:
     assert told.reason == f"stage_in: `{pipe}` is a named pipe"
     told = hookrun.run(order(tmp_path, "preprocess", ["a\0b"]), {}, 10)
     assert told.reason == "preprocess: embedded null byte"
+
+
+def test_a_file_below_that_is_its_own_target_is_told(tmp_path: Path) -> None:
+    """It escaped as another error: the step was never reported, and begun again and again."""
+    work, results = tmp_path / "task" / "1", tmp_path / "results"
+    for directory in (work / "out" / "deep", results / "out" / "deep"):
+        directory.mkdir(parents=True)
+    kept = results / "out" / "deep" / "kept.h5"
+    kept.write_text("h")
+    (work / "out" / "deep" / "kept.h5").symlink_to(kept)
+    asked = order(tmp_path, "stage_out", [{"from": "out", "to": str(results)}])
+    told = hookrun.run(asked, {}, 10)
+    assert (told.ok, told.unfit) == (False, False)
+    assert told.reason.endswith(f"and '{kept}' are the same file")
+    assert kept.read_text() == "h"
+    mixed = shutil.Error([*"x and y", ("a", "b", "[Errno 28] No space left on device: 'b'")])
+    assert (single(mixed).errno, single(mixed).filename) == (errno.ENOSPC, "b")
+    assert gathered(mixed) == [("b", "[Errno 28] No space left on device: 'b'"), ("", "x and y")]
 
 
 def test_a_directory_is_not_copied_into_itself_for_ever(tmp_path: Path) -> None:
