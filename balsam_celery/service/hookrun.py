@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import os
-import shutil
 import subprocess
 import threading
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from balsam_celery import brands, procs
+from balsam_celery.copying import copy_file, copy_tree
 from balsam_celery.keys import HOOK_MARK
 from balsam_celery.unfit import gathered, passes, single
 from balsam_celery.wire import TransitionEnded
@@ -176,21 +176,12 @@ def _copy(source: str, target: Path, step: str) -> str:
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
     for path in found:
+        place = target / path.name if target.is_dir() else target
         if path.is_dir():
-            place = target / path.name if target.is_dir() else target
-            shutil.copytree(path, place, ignore=_all_but(place), dirs_exist_ok=True)
+            copy_tree(path, place)
         else:
-            shutil.copy2(path, target)
+            copy_file(path, place)
     return ""
-
-
-def _all_but(place: Path) -> Callable[[str, list[str]], list[str]]:
-    """Keep the copy of a directory out of itself, when it is made inside it."""
-
-    def ignored(directory: str, names: list[str]) -> list[str]:
-        return [place.name] if Path(directory) == place.parent else []
-
-    return ignored
 
 
 def _mark(order: Mapping[str, Any]) -> str:
