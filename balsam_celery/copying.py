@@ -53,6 +53,31 @@ def copy_tree(source: Path, target: Path) -> None:
     shutil.copytree(source, target, ignore=ignored, dirs_exist_ok=True, copy_function=copy_file)
 
 
+def fill_tree(source: Path, target: Path) -> None:
+    """Copy into ``target`` what it does not have of a directory, links as links.
+
+    Raises:
+        OSError: a ``shutil.Error`` for files that could not be copied; all the others have been.
+    """
+
+    def there(directory: str, names: list[str]) -> list[str]:
+        place = target / Path(directory).relative_to(source)
+        if not place.is_dir():
+            return []
+        _open(Path(directory), place)
+        return [name for name in names if not _is_to_be_filled(Path(directory, name), place / name)]
+
+    shutil.copytree(
+        source, target, symlinks=True, ignore=there, dirs_exist_ok=True, copy_function=copy_file
+    )
+
+
+def _is_to_be_filled(source: Path, target: Path) -> bool:
+    if not os.path.lexists(target):
+        return True
+    return source.is_dir() and not source.is_symlink() and target.is_dir()
+
+
 def _open(source: Path, target: Path) -> None:
     """Let files be made in a copy that is read-only as its source is, until it is made again."""
     with contextlib.suppress(FileNotFoundError, PermissionError):  # copying tells what is wrong
