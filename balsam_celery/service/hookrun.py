@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import subprocess
 import threading
@@ -11,13 +12,16 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from balsam_celery import brands, procs
 from balsam_celery.copying import copy_file, copy_tree
 from balsam_celery.keys import HOOK_MARK
 from balsam_celery.unfit import gathered, passes, single
 from balsam_celery.wire import TransitionEnded
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 #: What a handler may say, as the last line of its output.
 VERDICTS = ("restart", "finish", "fail")
@@ -102,7 +106,7 @@ def run(
     unfit = False
     try:
         if order.get("given_up") or order.get("killed") or killed():
-            procs.end_all(_quarry(order), grace=_GRACE)
+            _end(_quarry(order), _GRACE)
             reason = f"{step}: {order.get('given_up') or 'killed'}"
         elif step == "stage_in":
             reason = _stage_in(order["hook"], Path(order["staged"]))
@@ -218,31 +222,38 @@ def _program(
     }
     # what an earlier life of this worker left of the same hook must not run beside it
     quarry = _quarry(order)
-    procs.end_all(quarry, grace=0)
+    _end(quarry, 0)
     name, _, value = _mark(order).partition("=")
     output = task_dir / f"{step}.{order['attempt']}.out"
     output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("wb") as file, brands.children_branded(attempt=_mark(order)):
-        process = subprocess.Popen(
-            order["hook"],
-            cwd=directory,
-            env={**variables, name: value},
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    leaders = frozenset(filter(None, (procs.identity(process.pid),)))
+    process: subprocess.Popen[bytes] | None = None
     try:
+        with output.open("wb") as file, brands.children_branded(attempt=_mark(order)):
+            process = subprocess.Popen(
+                order["hook"],
+                cwd=directory,
+                env={**variables, name: value},
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+    except OSError:
+        if process is None:
+            raise
+    # from here on no error means that it has not begun
+    leaders: frozenset[procs.Identity] = frozenset()
+    try:
+        leaders = frozenset(filter(None, (_insist(lambda: procs.identity(process.pid)),)))
         code = _wait(process, timeout, killed)
         if code is None:
             return f"{step}: killed", None
     except subprocess.TimeoutExpired:
         return f"{step}: it took longer than {timeout:.0f} s", None
     finally:
-        procs.end_all(replace(quarry, roots=leaders, sessions=leaders), grace=_GRACE)
+        _end(replace(quarry, roots=leaders, sessions=leaders), _GRACE)
         process.wait()
-        _reap(_mark(order))
+        _insist(lambda: _reap(_mark(order)))
     try:
         last = _last_line(output)
     except OSError as error:  # it has run, and must not again
@@ -255,6 +266,24 @@ def _program(
     if last not in VERDICTS:
         return f"handler: its last line is {last!r}, not one of {', '.join(VERDICTS)}", None
     return "", last
+
+
+def _end(quarry: procs.Quarry, grace: float) -> None:
+    """End processes; when this returns none of them lives."""
+    _insist(lambda: procs.end_all(quarry, grace=grace))
+
+
+def _insist(act: Callable[[], T]) -> T:
+    """Do it, however long the machine has no memory or no descriptor left for that."""
+    told = False
+    while True:
+        try:
+            return act()
+        except OSError as error:
+            if not told:
+                logger.warning("a hook is not left to itself for this, trying on: %s", error)
+            told = True
+            time.sleep(_LOOK)
 
 
 def _reap(brand: str) -> None:

@@ -278,3 +278,39 @@ def test_what_an_earlier_worker_left_of_a_hook_ends_first(tmp_path: Path) -> Non
         assert told.verdict == (None if given_up else "fail")
         assert left.wait(10) == -(signal.SIGTERM if given_up else signal.SIGKILL)
     assert told.reason == "handler: cut short 3 times"
+
+
+@pytest.mark.parametrize("fails", ["identity", "end_all", "children_of"])
+def test_a_hook_that_has_begun_is_not_put_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    """A shortage of the machine's then would have it run again, beside what it has left."""
+    ran, shortages = tmp_path / "ran", [errno.ENFILE, errno.EMFILE]
+    act = getattr(procs, fails)
+
+    def short(*given: Any, **named: Any) -> Any:
+        if ran.exists() and shortages:
+            raise OSError(shortages.pop(), "no descriptor")
+        return act(*given, **named)
+
+    monkeypatch.setattr(procs, fails, short)
+    if fails == "identity":  # it is asked for once the program runs
+        monkeypatch.setattr(subprocess, "Popen", start_until(ran))
+    script = f"echo once >> {ran}; setsid sleep 600 & exit 0"
+    told = hookrun.run(order(tmp_path, "preprocess", ["sh", "-c", script]), dict(os.environ), 60)
+    assert (told.ok, told.unfit, told.reason) == (True, False, "")
+    assert not shortages
+    assert ran.read_text() == "once\n"
+    assert not procs.marked(["BALSAM_HOOK=t00001.1.preprocess"])
+
+
+def start_until(ran: Path) -> Any:
+    """Start programs as ``Popen`` does; return when the file ``ran`` is there."""
+
+    def start(*given: Any, **named: Any) -> Any:
+        process = popen(*given, **named)
+        wait_until(ran.exists, 20, "it has begun")
+        return process
+
+    popen = subprocess.Popen
+    return start
