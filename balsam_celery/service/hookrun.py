@@ -86,6 +86,7 @@ def run(
     environ: Mapping[str, str],
     timeout: float,
     killed: Callable[[], bool] = lambda: False,
+    job: str = "",
 ) -> TransitionEnded:
     """Do what ``order`` (from ``service.hooks.order``) says.
 
@@ -97,6 +98,7 @@ def run(
         environ: variables for programs, without secrets.
         timeout: seconds; a program that takes longer is killed.
         killed: tells whether the step is to be ended; copying goes on to its end.
+        job: brand of the site's hooks (``keys.hooks_job``); else that of this process.
 
     Returns:
         What to report; whatever goes wrong is in its ``reason``.
@@ -106,14 +108,14 @@ def run(
     unfit = False
     try:
         if order.get("given_up") or order.get("killed") or killed():
-            _end(_quarry(order), _GRACE)
+            _end(_quarry(order, job), _GRACE)
             reason = f"{step}: {order.get('given_up') or 'killed'}"
         elif step == "stage_in":
             reason = _stage_in(order["hook"], Path(order["staged"]))
         elif step == "stage_out":
             reason = _stage_out(order["hook"], Path(order["work_dir"]))
         else:
-            reason, verdict = _program(order, environ, timeout, killed)
+            reason, verdict = _program(order, environ, timeout, killed, job)
     except (OSError, ValueError, RecursionError) as error:
         one = single(error) if isinstance(error, OSError) else error
         unfit = passes(one)
@@ -192,9 +194,10 @@ def _mark(order: Mapping[str, Any]) -> str:
     return f"{HOOK_MARK}={order['id']}.{order['attempt']}.{order['step']}"
 
 
-def _quarry(order: Mapping[str, Any]) -> procs.Quarry:
+def _quarry(order: Mapping[str, Any], job: str) -> procs.Quarry:
     # the brand is the mark's text: no attempt of a task is named like it
-    return procs.Quarry(marks=frozenset({_mark(order)}), attempts=frozenset({_mark(order)}))
+    mark = frozenset({_mark(order)})
+    return procs.Quarry(marks=mark, job=job, attempts=mark)
 
 
 def _program(
@@ -202,6 +205,7 @@ def _program(
     environ: Mapping[str, str],
     timeout: float,
     killed: Callable[[], bool],
+    job: str,
 ) -> tuple[str, str | None]:
     """Run a hook's program; returns what failed, and a handler's verdict."""
     step, task_dir = order["step"], Path(order["task_dir"])
@@ -221,14 +225,15 @@ def _program(
         "BALSAM_STAGED": order["staged"] or "",
     }
     # what an earlier life of this worker left of the same hook must not run beside it
-    quarry = _quarry(order)
+    quarry = _quarry(order, job)
     _end(quarry, 0)
     name, _, value = _mark(order).partition("=")
     output = task_dir / f"{step}.{order['attempt']}.out"
     output.parent.mkdir(parents=True, exist_ok=True)
     process: subprocess.Popen[bytes] | None = None
     try:
-        with output.open("wb") as file, brands.children_branded(attempt=_mark(order)):
+        brand = brands.children_branded(job=job or None, attempt=_mark(order))
+        with output.open("wb") as file, brand:
             process = subprocess.Popen(
                 order["hook"],
                 cwd=directory,
@@ -253,7 +258,7 @@ def _program(
     finally:
         _end(replace(quarry, roots=leaders, sessions=leaders), _GRACE)
         process.wait()
-        _insist(lambda: _reap(_mark(order)))
+        _insist(lambda: _reap(job, _mark(order)))
     try:
         last = _last_line(output)
     except OSError as error:  # it has run, and must not again
@@ -286,9 +291,9 @@ def _insist(act: Callable[[], T]) -> T:
             time.sleep(_LOOK)
 
 
-def _reap(brand: str) -> None:
+def _reap(job: str, attempt: str) -> None:
     """Reap what came to this process when its parent died; its leader has been reaped."""
-    for pid in brands.branded(procs.children_of(os.getpid()), attempts=[brand]):
+    for pid in brands.branded(procs.children_of(os.getpid()), job=job, attempts=[attempt]):
         procs.reap(pid)
 
 

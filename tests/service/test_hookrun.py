@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from balsam_celery import procs
+from balsam_celery import brands, keys, procs
 from balsam_celery.service import hookrun
 from balsam_celery.unfit import gathered, single
 from balsam_celery.wire import TransitionEnded
@@ -296,9 +296,12 @@ def test_a_hook_that_has_begun_is_not_put_off(
     monkeypatch.setattr(procs, fails, short)
     if fails == "identity":  # it is asked for once the program runs
         monkeypatch.setattr(subprocess, "Popen", start_until(ran))
-    script = f"echo once >> {ran}; setsid sleep 600 & exit 0"
-    told = hookrun.run(order(tmp_path, "preprocess", ["sh", "-c", script]), dict(os.environ), 60)
+    job = keys.hooks_job("s-1")
+    script = f"echo once >> {ran}; setsid sleep 600 & env -i setsid sleep 600 & exit 0"
+    asked = order(tmp_path, "preprocess", ["sh", "-c", script])
+    told = hookrun.run(asked, dict(os.environ), 60, job=job)
     assert (told.ok, told.unfit, told.reason) == (True, False, "")
+    assert not any(procs.identity(pid) for pid in brands.branded(procs.snapshot(), job=job))
     assert not shortages
     assert ran.read_text() == "once\n"
     assert not procs.marked(["BALSAM_HOOK=t00001.1.preprocess"])
