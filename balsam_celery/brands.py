@@ -4,7 +4,7 @@ The soft limit ``RLIMIT_RTTIME`` bounds how many microseconds a *real-time* proc
 a blocking call. It is inherited over ``fork`` and ``exec``, and neither ``setsid`` nor a double
 fork nor an emptied environment changes it. Set to some 2^62 µs (150,000 years) it limits nobody,
 needs no privilege, and its lower bits are free to say whose the process is: 22 bits for the job
-(the local scheduler's), 40 bits for the attempt in it.
+(the local scheduler's, or all hooks of a site), 40 bits for the attempt in it.
 
 A program may change its own limit, so a brand is one of several ways to find it
 (:mod:`balsam_celery.procs`), and the only one that finds an orphan with an emptied environment.

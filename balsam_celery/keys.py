@@ -40,6 +40,11 @@ def is_ours(queue: str) -> bool:
     return queue in (SERVICE_QUEUE, TRANSITIONS_QUEUE) or queue.startswith(_NAMES)
 
 
+def hooks_job(site: str) -> str:
+    """Name of the job as which (``brands``) all hooks of the site with that id are branded."""
+    return f"hooks.{site}"
+
+
 def pilot_queue(pilot: str, node: str) -> str:
     """Celery queue of one worker of a pilot (``node`` may be :data:`GANG`)."""
     return f"pilot.{pilot}.{node}"

@@ -46,11 +46,26 @@ def single(error: OSError) -> OSError:
     """
     if error.errno in _NO_ROOM and error.filename2 is not None:
         return OSError(error.errno, error.strerror, str(error.filename2))
-    if not isinstance(error, shutil.Error) or not error.args or not isinstance(error.args[0], list):
-        return error
     found = [
-        OSError(int(number[1]), os.strerror(int(number[1])), str(target))
-        for _, target, why in error.args[0]
-        if (number := _NUMBER.match(str(why)))
+        OSError(int(number[1]), os.strerror(int(number[1])), target)
+        for target, why in gathered(error)
+        if (number := _NUMBER.match(why))
     ]
     return min(found, key=lambda one: not is_of_the_node(one), default=error)
+
+
+def gathered(error: Exception) -> list[tuple[str, str]]:
+    """Target and reason of each file of a directory that was not copied; else none.
+
+    Last, without a target, what ``copytree`` took letter by letter: a file of a directory below
+    that is the same as its target.
+    """
+    if not isinstance(error, shutil.Error) or not error.args or not isinstance(error.args[0], list):
+        return []
+    found, letters = [], ""
+    for one in error.args[0]:
+        if isinstance(one, tuple) and len(one) == 3:
+            found.append((str(one[1]), str(one[2])))
+        else:
+            letters += str(one)
+    return [*found, ("", letters)] if letters else found

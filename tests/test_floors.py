@@ -61,6 +61,7 @@ FLOORS: dict[str, int] = {
     "celeryapp": 1,
     "channel": 1,
     "copies": 1,
+    "copying": 1,
     "store": 1,
     "schedulers": 1,
     "launchers": 1,

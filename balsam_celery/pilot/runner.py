@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from balsam_celery.copying import fill_tree
 from balsam_celery.durations import format_duration
 from balsam_celery.errors import BalsamError
 from balsam_celery.launchers import Launch, Launcher, find_launcher
@@ -90,10 +91,11 @@ class Runner:
             # the run directory is missing or read-only here
             raise OSError(errno.EROFS, error.strerror, error.filename) from error
         if spec.staged is not None:
-            copy = _copy_once if spec.restartable else shutil.copy2
-            shutil.copytree(
-                spec.staged, directory, symlinks=True, dirs_exist_ok=True, copy_function=copy
-            )
+            if spec.restartable:
+                # what an earlier attempt may have changed is left alone
+                fill_tree(Path(spec.staged), directory)
+            else:
+                shutil.copytree(spec.staged, directory, symlinks=True, dirs_exist_ok=True)
         environment, digest = self._environments.make(attempt, _write_files(spec, directory))
         command = self._command(attempt, environment)
         for name, content in command.files.items():
@@ -216,16 +218,6 @@ def _make_directory(path: str) -> None:
     except FileExistsError:
         if not os.path.isdir(path):  # noqa: PTH112 - as above
             raise
-
-
-def _copy_once(source: str, target: str) -> object:
-    """Leave alone what an earlier attempt may have changed; a copy is there whole or not at all."""
-    if os.path.lexists(target):
-        return target
-    part = f"{target}.part"
-    shutil.copy2(source, part)
-    os.replace(part, target)  # noqa: PTH105 - as copytree gives them
-    return target
 
 
 def _write_files(spec: TaskSpec, directory: Path) -> dict[str, str]:

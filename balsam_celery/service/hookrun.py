@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
-import shutil
 import subprocess
 import threading
 import time
@@ -12,12 +12,16 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from balsam_celery import brands, procs
+from balsam_celery.copying import copy_file, copy_tree
 from balsam_celery.keys import HOOK_MARK
-from balsam_celery.unfit import passes, single
+from balsam_celery.unfit import gathered, passes, single
 from balsam_celery.wire import TransitionEnded
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 #: What a handler may say, as the last line of its output.
 VERDICTS = ("restart", "finish", "fail")
@@ -82,6 +86,7 @@ def run(
     environ: Mapping[str, str],
     timeout: float,
     killed: Callable[[], bool] = lambda: False,
+    job: str = "",
 ) -> TransitionEnded:
     """Do what ``order`` (from ``service.hooks.order``) says.
 
@@ -93,6 +98,7 @@ def run(
         environ: variables for programs, without secrets.
         timeout: seconds; a program that takes longer is killed.
         killed: tells whether the step is to be ended; copying goes on to its end.
+        job: brand of the site's hooks (``keys.hooks_job``); else that of this process.
 
     Returns:
         What to report; whatever goes wrong is in its ``reason``.
@@ -102,14 +108,14 @@ def run(
     unfit = False
     try:
         if order.get("given_up") or order.get("killed") or killed():
-            procs.end_all(_quarry(order), grace=_GRACE)
+            _end(_quarry(order, job), _GRACE)
             reason = f"{step}: {order.get('given_up') or 'killed'}"
         elif step == "stage_in":
             reason = _stage_in(order["hook"], Path(order["staged"]))
         elif step == "stage_out":
             reason = _stage_out(order["hook"], Path(order["work_dir"]))
         else:
-            reason, verdict = _program(order, environ, timeout, killed)
+            reason, verdict = _program(order, environ, timeout, killed, job)
     except (OSError, ValueError, RecursionError) as error:
         one = single(error) if isinstance(error, OSError) else error
         unfit = passes(one)
@@ -128,9 +134,8 @@ def run(
 
 def _why(error: Exception) -> str:
     """One line, not too long, that names what is in the way."""
-    if isinstance(error, shutil.Error) and isinstance(error.args[0], list):
-        # of a directory: (from, to, why) of each file that was not copied
-        (*_, why), *others = error.args[0]
+    if found := gathered(error):
+        (_, why), *others = found
         text = f"{why}, and {len(others):,} more" if others else why
     elif isinstance(error, OSError) and error.strerror:
         text = error.strerror + (f": {error.filename}" if error.filename else "")
@@ -177,30 +182,22 @@ def _copy(source: str, target: Path, step: str) -> str:
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
     for path in found:
+        place = target / path.name if target.is_dir() else target
         if path.is_dir():
-            place = target / path.name if target.is_dir() else target
-            shutil.copytree(path, place, ignore=_all_but(place), dirs_exist_ok=True)
+            copy_tree(path, place)
         else:
-            shutil.copy2(path, target)
+            copy_file(path, place)
     return ""
-
-
-def _all_but(place: Path) -> Callable[[str, list[str]], list[str]]:
-    """Keep the copy of a directory out of itself, when it is made inside it."""
-
-    def ignored(directory: str, names: list[str]) -> list[str]:
-        return [place.name] if Path(directory) == place.parent else []
-
-    return ignored
 
 
 def _mark(order: Mapping[str, Any]) -> str:
     return f"{HOOK_MARK}={order['id']}.{order['attempt']}.{order['step']}"
 
 
-def _quarry(order: Mapping[str, Any]) -> procs.Quarry:
+def _quarry(order: Mapping[str, Any], job: str) -> procs.Quarry:
     # the brand is the mark's text: no attempt of a task is named like it
-    return procs.Quarry(marks=frozenset({_mark(order)}), attempts=frozenset({_mark(order)}))
+    mark = frozenset({_mark(order)})
+    return procs.Quarry(marks=mark, job=job, attempts=mark)
 
 
 def _program(
@@ -208,6 +205,7 @@ def _program(
     environ: Mapping[str, str],
     timeout: float,
     killed: Callable[[], bool],
+    job: str,
 ) -> tuple[str, str | None]:
     """Run a hook's program; returns what failed, and a handler's verdict."""
     step, task_dir = order["step"], Path(order["task_dir"])
@@ -227,32 +225,40 @@ def _program(
         "BALSAM_STAGED": order["staged"] or "",
     }
     # what an earlier life of this worker left of the same hook must not run beside it
-    quarry = _quarry(order)
-    procs.end_all(quarry, grace=0)
+    quarry = _quarry(order, job)
+    _end(quarry, 0)
     name, _, value = _mark(order).partition("=")
     output = task_dir / f"{step}.{order['attempt']}.out"
     output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("wb") as file, brands.children_branded(attempt=_mark(order)):
-        process = subprocess.Popen(
-            order["hook"],
-            cwd=directory,
-            env={**variables, name: value},
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    leaders = frozenset(filter(None, (procs.identity(process.pid),)))
+    process: subprocess.Popen[bytes] | None = None
     try:
+        brand = brands.children_branded(job=job or None, attempt=_mark(order))
+        with output.open("wb") as file, brand:
+            process = subprocess.Popen(
+                order["hook"],
+                cwd=directory,
+                env={**variables, name: value},
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+    except OSError:
+        if process is None:
+            raise
+    # from here on no error means that it has not begun
+    leaders: frozenset[procs.Identity] = frozenset()
+    try:
+        leaders = frozenset(filter(None, (_insist(lambda: procs.identity(process.pid)),)))
         code = _wait(process, timeout, killed)
         if code is None:
             return f"{step}: killed", None
     except subprocess.TimeoutExpired:
         return f"{step}: it took longer than {timeout:.0f} s", None
     finally:
-        procs.end_all(replace(quarry, roots=leaders, sessions=leaders), grace=_GRACE)
+        _end(replace(quarry, roots=leaders, sessions=leaders), _GRACE)
         process.wait()
-        _reap(_mark(order))
+        _insist(lambda: _reap(job, _mark(order)))
     try:
         last = _last_line(output)
     except OSError as error:  # it has run, and must not again
@@ -267,9 +273,27 @@ def _program(
     return "", last
 
 
-def _reap(brand: str) -> None:
+def _end(quarry: procs.Quarry, grace: float) -> None:
+    """End processes; when this returns none of them lives."""
+    _insist(lambda: procs.end_all(quarry, grace=grace))
+
+
+def _insist(act: Callable[[], T]) -> T:
+    """Do it, however long the machine has no memory or no descriptor left for that."""
+    told = False
+    while True:
+        try:
+            return act()
+        except OSError as error:
+            if not told:
+                logger.warning("a hook is not left to itself for this, trying on: %s", error)
+            told = True
+            time.sleep(_LOOK)
+
+
+def _reap(job: str, attempt: str) -> None:
     """Reap what came to this process when its parent died; its leader has been reaped."""
-    for pid in brands.branded(procs.children_of(os.getpid()), attempts=[brand]):
+    for pid in brands.branded(procs.children_of(os.getpid()), job=job, attempts=[attempt]):
         procs.reap(pid)
 
 

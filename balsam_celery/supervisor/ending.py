@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import signal
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -11,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable
 from balsam_celery import brands, procs
 from balsam_celery.celeryapp import ROLE_VARIABLE
 from balsam_celery.errors import SiteError
-from balsam_celery.keys import HOOK_MARK
+from balsam_celery.keys import HOOK_MARK, hooks_job
 from balsam_celery.procs import Identity
 from balsam_celery.site import Site
 from balsam_celery.supervisor import records
@@ -38,33 +37,30 @@ def members(site: Site, names: Iterable[str]) -> list[Identity]:
 
     An allocation inherits the mark from the service that started it, and must outlive that: the
     local scheduler takes the role out of its jobs' environment, so a process counts only when it
-    carries mark and role. Programs of hooks have no role either; of these there is a mark of their
-    own, which the local scheduler takes out too.
+    carries mark and role. Programs of hooks have no role either; of these there are a mark and a
+    brand of their own, which the local scheduler takes away too.
     """
     found = []
     for name in names:
         with_mark = procs.marked({mark(site, name)})
         of_it = procs.marked({f"{ROLE_VARIABLE}={name}"}, with_mark)
         if name == "transitions":
-            of_it |= _of_hooks(with_mark)
+            of_it |= _of_hooks(site, with_mark)
         for pid in of_it:
             if (process := procs.identity(pid)) is not None:
                 found.append(process)
     return found
 
 
-def _of_hooks(pids: Collection[int]) -> set[int]:
-    """Those of hooks among processes, and what of these hooks has emptied its environment."""
+def _of_hooks(site: Site, pids: Collection[int]) -> set[int]:
+    """Those of hooks among processes, and those of the site's hooks without an environment."""
     own = f"{HOOK_MARK}=".encode()
-    marks = {
-        os.fsdecode(one)
+    found = {
+        pid
         for pid in pids
-        for one in procs.environment(pid).split(b"\0")
-        if one.startswith(own)
+        if any(one.startswith(own) for one in procs.environment(pid).split(b"\0"))
     }
-    if not marks:
-        return set()
-    return procs.marked(marks, pids) | brands.branded(procs.snapshot(), attempts=marks)
+    return found | brands.branded(procs.snapshot(), job=hooks_job(site.settings.site.id))
 
 
 def end(site: Site, *names: str) -> list[str]:

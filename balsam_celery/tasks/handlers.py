@@ -7,6 +7,7 @@ started by mistake one does everything and the other nothing.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from typing import Any
@@ -163,7 +164,9 @@ def transition(order: dict[str, Any]) -> None:
     since = order.get("since", 0.0)
     ended = _ENDED.of(id, since)
     if ended is None:
-        ended = hookrun.run(order, _variables(site), timeout, lambda: _KILLED.has(id, sent))
+        job = keys.hooks_job(site.settings.site.id)
+        killed = functools.partial(_KILLED.has, id, sent)
+        ended = hookrun.run(order, _variables(site), timeout, killed, job)
     else:
         log.warning("the end of %s was lost, and is told again", id)
     _ENDED.note(id, since, ended)

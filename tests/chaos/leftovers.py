@@ -57,9 +57,9 @@ class Hunted:
             for attempt in range(row["attempt"] + 1):
                 names.add(attempt_brand(row["id"], attempt))
                 # a hook is branded as it is marked
-                hooks = {f"{row['id']}.{attempt}.{step}" for step in row["hooks"] or ()}
+                hooks = {f"BALSAM_HOOK={row['id']}.{attempt}.{step}" for step in row["hooks"] or ()}
                 names |= hooks
-                marks |= {f"BALSAM_HOOK={hook}" for hook in hooks}
+                marks |= hooks
         return cls(
             directory,
             frozenset(marks),

@@ -47,7 +47,10 @@ def hunted(tmp_path: Path) -> Hunted:
         ({"environment": {"BALSAM_TASK_ID": "chaos-test-left"}}, "its mark"),
         ({"environment": {"BALSAM_HOOK": "chaos-test-left.0.preprocess"}}, "its mark"),
         ({"attempt": attempt_brand("chaos-test-left", 2)}, "the brand of an attempt or hook"),
-        ({"attempt": "chaos-test-left.0.preprocess"}, "the brand of an attempt or hook"),
+        (
+            {"attempt": "BALSAM_HOOK=chaos-test-left.0.preprocess"},
+            "the brand of an attempt or hook",
+        ),
         ({"job": JOB}, "the brand of a job"),
     ],
 )

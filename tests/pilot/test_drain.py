@@ -189,14 +189,22 @@ def test_a_restartable_program_finds_what_its_last_attempt_has_left(
     staged = tmp_path / "staged"
     staged.mkdir()
     (staged / "input").write_text("0")
+    (staged / "deep").mkdir()
+    (staged / "deep" / "link").symlink_to("../input")
+    (staged / "gone").symlink_to("nowhere")
+    (staged / "tree").symlink_to("deep")
     pilot = service.start([1])
-    script = "echo $BALSAM_ATTEMPT; read n < input; echo $((n + 1)) > input; test $n = 1"
+    # that a link became something else is left as it is, too
+    script = (
+        "echo $BALSAM_ATTEMPT; read n < tree/link; echo $((n + 1)) > input; cat gone;"
+        " rm gone; echo made > gone; test $n = 1"
+    )
     fields = {"restartable": True, "staged": str(staged)}
     for attempt, code in ((1, 1), (2, 0)):
         pilot.run(pilot.spec("task", "/bin/sh", "-c", script, attempt=attempt, **fields))
         wait_until(lambda number=attempt: len(ends(service, "task")) == number, 20, "its end")
         assert ends(service, "task")[-1].exit_code == code
-    assert ends(service, "task")[-1].stdout_tail == "1\n2\n"
+    assert ends(service, "task")[-1].stdout_tail == "1\n2\nmade\n"
 
 
 def ends(service: Service, task: str) -> list[Ended]:

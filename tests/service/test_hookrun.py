@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +19,9 @@ from typing import Any
 
 import pytest
 
-from balsam_celery import procs
+from balsam_celery import brands, keys, procs
 from balsam_celery.service import hookrun
+from balsam_celery.unfit import gathered, single
 from balsam_celery.wire import TransitionEnded
 from tests.service.test_hooks import done
 from tests.waiting import wait_until
@@ -87,6 +91,7 @@ def test_no_room_is_no_fault_of_the_task(tmp_path: Path, small_disk: Path) -> No
         target = small_disk / "task" / "staged" / entry.relative_to(source)
         target = target / "large" if entry.is_dir() else target
         assert told.reason == f"stage_in: No space left on device: {target}"
+    assert not list(small_disk.rglob("*.part"))
     for number in range(6):  # no file more
         with contextlib.suppress(OSError):
             (small_disk / str(number)).touch()
@@ -116,6 +121,79 @@ def test_what_goes_wrong_is_told_in_one_short_line(tmp_path: Path) -> None:
     assert told.reason == f"stage_in: `{pipe}` is a named pipe"
     told = hookrun.run(order(tmp_path, "preprocess", ["a\0b"]), {}, 10)
     assert told.reason == "preprocess: embedded null byte"
+
+
+@contextlib.contextmanager
+def as_ordinary_user() -> Iterator[Path]:
+    """Be somebody whom permissions bind, in an empty directory of theirs."""
+    directory, is_root = Path(tempfile.mkdtemp()), os.geteuid() == 0
+    try:
+        if is_root:
+            os.chown(directory, 65534, 65534)
+            os.setegid(65534)
+            os.seteuid(65534)
+        if not os.access(directory, os.W_OK, effective_ids=True):
+            pytest.skip(f"another user does not reach {directory}")
+        yield directory
+    finally:
+        if is_root:
+            os.seteuid(0)
+            os.setegid(0)
+        for path in (directory, *directory.rglob("*")):
+            if path.is_dir():
+                path.chmod(0o700)
+        shutil.rmtree(directory)
+
+
+def test_read_only_files_are_staged_again_after_a_cut() -> None:
+    with as_ordinary_user() as directory:
+        source, staged = directory / "source", directory / "task" / "staged"
+        (source / "deep" / "er").mkdir(parents=True)
+        read_only = [source / "a", source / "deep" / "b", source / "deep" / "er" / "c"]
+        for path in read_only:
+            path.write_text("new")
+            path.chmod(0o444)
+        for path in (source / "deep" / "er", source / "deep"):
+            path.chmod(0o555)
+        asked = order(directory, "stage_in", [str(source / "a"), str(source / "deep")])
+        assert hookrun.run(asked, {}, 10).ok
+        # as if it had been cut short, before some of it was there
+        (staged / "deep").chmod(0o755)
+        (staged / "deep" / "b").unlink()
+        (staged / "deep").chmod(0o555)
+        told = hookrun.run(asked, {}, 10)
+        assert (told.ok, told.reason) == (True, "")
+        for path in read_only:
+            copy = staged / path.relative_to(source)
+            assert (copy.read_text(), copy.stat().st_mode & 0o777) == ("new", 0o444)
+        assert (staged / "deep").stat().st_mode & 0o777 == 0o555
+        assert sorted(path.name for path in staged.rglob("*")) == ["a", "b", "c", "deep", "er"]
+
+
+def test_what_leads_to_its_own_target_becomes_a_copy(tmp_path: Path) -> None:
+    """As copying met it, it was an error that was never reported."""
+    work, results = tmp_path / "task" / "1", tmp_path / "results"
+    for directory in (work / "out" / "deep", results / "out" / "deep"):
+        directory.mkdir(parents=True)
+    kept, made = results / "out" / "deep" / "kept.h5", work / "made.h5"
+    kept.write_text("h")
+    (work / "out" / "deep" / "kept.h5").symlink_to(kept)
+    made.write_text("m")
+    (results / "made.h5").symlink_to(made)
+    entries = [{"from": name, "to": str(results)} for name in ("out", "made.h5")]
+    told = hookrun.run(order(tmp_path, "stage_out", entries), {}, 10)
+    assert (told.ok, told.reason) == (True, "")
+    assert (kept.read_text(), made.read_text()) == ("h", "m")
+    assert (work / "out" / "deep" / "kept.h5").readlink() == kept
+    copy = results / "made.h5"
+    assert (copy.read_text(), copy.is_symlink()) == ("m", False)
+
+
+def test_files_that_are_their_own_target_are_told() -> None:
+    """``copytree`` gives their message letter by letter."""
+    mixed = shutil.Error([*"x and y", ("a", "b", "[Errno 28] No space left on device: 'b'")])
+    assert (single(mixed).errno, single(mixed).filename) == (errno.ENOSPC, "b")
+    assert gathered(mixed) == [("b", "[Errno 28] No space left on device: 'b'"), ("", "x and y")]
 
 
 def test_a_directory_is_not_copied_into_itself_for_ever(tmp_path: Path) -> None:
@@ -200,3 +278,42 @@ def test_what_an_earlier_worker_left_of_a_hook_ends_first(tmp_path: Path) -> Non
         assert told.verdict == (None if given_up else "fail")
         assert left.wait(10) == -(signal.SIGTERM if given_up else signal.SIGKILL)
     assert told.reason == "handler: cut short 3 times"
+
+
+@pytest.mark.parametrize("fails", ["identity", "end_all", "children_of"])
+def test_a_hook_that_has_begun_is_not_put_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    """A shortage of the machine's then would have it run again, beside what it has left."""
+    ran, shortages = tmp_path / "ran", [errno.ENFILE, errno.EMFILE]
+    act = getattr(procs, fails)
+
+    def short(*given: Any, **named: Any) -> Any:
+        if ran.exists() and shortages:
+            raise OSError(shortages.pop(), "no descriptor")
+        return act(*given, **named)
+
+    monkeypatch.setattr(procs, fails, short)
+    if fails == "identity":  # it is asked for once the program runs
+        monkeypatch.setattr(subprocess, "Popen", start_until(ran))
+    job = keys.hooks_job("s-1")
+    script = f"echo once >> {ran}; setsid sleep 600 & env -i setsid sleep 600 & exit 0"
+    asked = order(tmp_path, "preprocess", ["sh", "-c", script])
+    told = hookrun.run(asked, dict(os.environ), 60, job=job)
+    assert (told.ok, told.unfit, told.reason) == (True, False, "")
+    assert not any(procs.identity(pid) for pid in brands.branded(procs.snapshot(), job=job))
+    assert not shortages
+    assert ran.read_text() == "once\n"
+    assert not procs.marked(["BALSAM_HOOK=t00001.1.preprocess"])
+
+
+def start_until(ran: Path) -> Any:
+    """Start programs as ``Popen`` does; return when the file ``ran`` is there."""
+
+    def start(*given: Any, **named: Any) -> Any:
+        process = popen(*given, **named)
+        wait_until(ran.exists, 20, "it has begun")
+        return process
+
+    popen = subprocess.Popen
+    return start

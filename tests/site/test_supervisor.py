@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from balsam_celery import procs
+from balsam_celery import brands, keys, procs
 from balsam_celery.celeryapp import make_site_app, redis_client
 from balsam_celery.errors import InvalidInput, SchemaError, SiteError
 from balsam_celery.schedulers import make_scheduler
@@ -73,6 +73,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, li
     """A site that two ``up`` started at the same time, with what they said."""
     site = init(tmp_path_factory.mktemp("up") / "site")
     site = change(site, "max_bytes = 10000000", "max_bytes = 300")
+    site = change(site, "concurrency = 2\nstep_timeout", "concurrency = 4\nstep_timeout")
     both = [start_up(site), start_up(site)]
     try:
         said = [process.communicate(timeout=120)[0] for process in both]
@@ -232,31 +233,99 @@ def test_down_after_kill_9_of_the_supervisor_leaves_nothing(running: Site) -> No
     down(running)  # harmless
 
 
-@pytest.mark.parametrize("killed", [False, True])
-def test_down_ends_hooks(running: Site, tmp_path: Path, killed: bool) -> None:
-    """Also what a transitions worker that was killed has left; they run again after the next up."""
-    id, pids = f"hook-{int(killed)}", tmp_path / "pids"
-    script = f"{sys.executable} {nasty.__file__} nameless {pids}; exec sleep 300"
-    hooked = dataclasses.replace(program(id), hooks={"preprocess": ["sh", "-c", script]})
+def sleepers(seconds: float) -> set[procs.Identity]:
+    """Living processes that sleep for exactly so long, whatever their environment."""
+    found = set()
+    for pid in procs.snapshot():
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except procs.UNSEEN:
+            continue
+        if command == f"sleep\0{seconds}\0".encode() and (one := procs.identity(pid)):
+            found.add(one)
+    return found
+
+
+@pytest.fixture
+def bare() -> Iterator[list[float]]:
+    """How long programs of the test sleep; those that still do at its end are ended."""
+    seconds: list[float] = []
+    yield seconds
+    for process in set[procs.Identity]().union(*map(sleepers, seconds)):
+        procs.send(process, signal.SIGKILL)
+
+
+@pytest.fixture
+def hook_of_another_site() -> Iterator[subprocess.Popen[bytes]]:
+    """A program that only its brand tells of."""
+    with brands.children_branded(job=keys.hooks_job("another"), attempt="theirs"):
+        process = subprocess.Popen(["sleep", "600"], env={})
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_down_ends_hooks(
+    running: Site,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    bare: list[float],
+    hook_of_another_site: subprocess.Popen[bytes],
+) -> None:
+    """Also what a transitions worker that was killed has left; they run again after the next up.
+
+    Some have a process with an emptied environment beside one that tells of them, some nothing
+    but such a process.
+    """
+    monkeypatch.setitem(ending.GRACE, "transitions", 1.0)  # all of these outlast it
     store = connect_store(running)
-    add(store, hooked)
-    mark = {f"BALSAM_HOOK={id}.0.preprocess"}
-    wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 2, 60, "the hook runs")
-    before, left = procs.marked(mark), [int(pid) for pid in pids.read_text().split()]
-    assert any(procs.identity(pid) for pid in left)
-    if killed:
-        kill(running, "supervisor")
-        kill(running, "transitions")
-        assert procs.marked(mark) == before
-    down(running)
-    assert left_running(running) == {}
-    assert not any(procs.identity(pid) for pid in left)
-    up(running)
-    wait_until(lambda: procs.marked(mark) - before, 90, "it runs again")
-    assert request_kill(store, [id], "enough").requested == (id,)
-    wait_until(lambda: task(store, id).state is State.USER_KILLED, 60, "it is killed")
-    assert not procs.marked(mark)
+    marks = set()
+    for killed in (False, True):
+        pids, seconds = tmp_path / f"pids-{killed}", 600.25 + killed
+        script = f"{sys.executable} {nasty.__file__} nameless {pids}; exec sleep 300"
+        hooks = {
+            f"hook-{killed}": ["sh", "-c", script],
+            f"bare-{killed}": ["env", "-i", "sleep", str(seconds)],
+        }
+        add(store, *(
+            dataclasses.replace(program(id), hooks={"preprocess": hook})
+            for id, hook in hooks.items()
+        ))  # fmt: skip
+        marks.add(f"BALSAM_HOOK=hook-{killed}.0.preprocess")
+        bare.append(seconds)
+        wait_until(lambda file=pids: file.exists() and len(read(file)) == 2, 60, "a hook runs")
+        wait_until(lambda time=seconds: sleepers(time), 60, "the other hook runs")
+        left, marked = read(pids), procs.marked(marks)
+        assert any(procs.identity(pid) for pid in left)
+        if killed:
+            kill(running, "supervisor")
+            kill(running, "transitions")
+            assert procs.marked(marks) == marked
+            assert sleepers(seconds)
+        down(running)
+        assert left_running(running) == {}
+        assert not any(procs.identity(pid) for pid in left)
+        assert not any(sleepers(one) for one in bare)
+        assert hook_of_another_site.poll() is None
+        up(running)
+    wait_until(
+        lambda: all(map(sleepers, bare)) and all(procs.marked({mark}) for mark in marks),
+        90,
+        "they run again",
+    )
+    ids = [f"{name}-{killed}" for killed in (False, True) for name in ("hook", "bare")]
+    assert set(request_kill(store, ids, "enough").requested) == set(ids)
+    wait_until(
+        lambda: {task(store, id).state for id in ids} == {State.USER_KILLED}, 60, "all are killed"
+    )
+    assert not procs.marked(marks)
+    assert not any(map(sleepers, bare))
     store.close()
+
+
+def read(pids: Path) -> list[int]:
+    """The process ids in a file, a line each."""
+    return [int(pid) for pid in pids.read_text().split()]
 
 
 def test_down_ends_allocations_of_the_local_scheduler(running: Site, tmp_path: Path) -> None:
