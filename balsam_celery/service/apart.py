@@ -11,18 +11,25 @@ from balsam_celery.service.leading import NotLeading
 
 log = logging.getLogger(__name__)
 
+#: Characters told of a fault.
+_SAID = 300
+
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-def together_or_apart(write: Callable[[Sequence[T]], R], several: Sequence[T]) -> list[R]:
+def together_or_apart(
+    write: Callable[[Sequence[T]], R], several: Sequence[T], bare: Callable[[T, str], T | None]
+) -> list[R]:
     """Write all in one transaction; if one of them has a fault, each in its own.
 
-    Those with a fault are dropped, and the log tells of them.
+    Of those with a fault the least is written that must be known; where that cannot be either, they
+    are dropped. The log tells of them.
 
     Args:
         write: writes some of them in a transaction of its own.
         several: records, in order.
+        bare: what must be known of one, given what its fault is; ``None``: nothing.
 
     Returns:
         What the calls of ``write`` that went through have returned.
@@ -39,10 +46,17 @@ def together_or_apart(write: Callable[[Sequence[T]], R], several: Sequence[T]) -
         log.exception("a batch of %d records has a fault; trying each alone", len(several))
     done = []
     for one in several:
-        try:
-            done.append(write([one]))
-        except (NotLeading, StoreError, MemoryError):
-            raise
-        except Exception:
-            log.exception("dropped a record: %.300r", one)
+        least: T | None = one
+        while least is not None:
+            try:
+                done.append(write([least]))
+                break
+            except (NotLeading, StoreError, MemoryError):
+                raise
+            except Exception as error:
+                log.exception("a record has a fault: %.300r", least)
+                fault = f"{type(error).__name__}: {error}"[:_SAID]
+                least = bare(one, fault) if least is one else None
+        if least is None:
+            log.error("dropped a record: %.300r", one)
     return done

@@ -30,7 +30,7 @@ from balsam_celery.service.inbox import Inbox, Letters
 from balsam_celery.service.journal import Journal
 from balsam_celery.service.leading import Leadership, NotLeading
 from balsam_celery.service.pace import Pace
-from balsam_celery.service.record import Recorded, record
+from balsam_celery.service.record import Recorded, bare, record
 from balsam_celery.service.senders import Told, of_own_attempts
 from balsam_celery.settings import Settings
 from balsam_celery.site import Site
@@ -221,7 +221,11 @@ class Engine(threading.Thread):
 
             return run(step)
 
-        return together_or_apart(write, told)
+        def least(one: Told, fault: str) -> Told | None:
+            found = bare(one.record, fault)
+            return Told(one.pilot, found) if found is not None else None
+
+        return together_or_apart(write, told, least)
 
     def _absorb(self, recorded: Recorded) -> None:
         for pilot, task, attempt in recorded.left:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection
 
@@ -45,6 +45,21 @@ class Recorded:
     foreign: tuple[KillAsked, ...] = ()
     unwanted: tuple[tuple[str, str], ...] = ()
     ends: tuple[tuple[str, str, Ended], ...] = ()
+
+
+def bare(record: Record, fault: str) -> Record | None:
+    """What must be known of an end that cannot be written as it is; ``None``: of others nothing.
+
+    What is over would else be taken for lost, and run again. A step's return value cannot be done
+    without: it has failed.
+    """
+    if isinstance(record, Ended):
+        kept = ("id", "attempt", "outcome", "reason", "ended", "started", "exit_code", "signal")
+        return Ended(**{name: getattr(record, name) for name in kept})
+    if isinstance(record, StepEnded):
+        result = f"its end cannot be recorded: {fault}"
+        return replace(record, state="FAILURE", result=result, traceback=None)
+    return None
 
 
 def record(

@@ -30,7 +30,7 @@ from balsam_celery.service.poll import Poller
 from balsam_celery.service.publish import Publisher
 from balsam_celery.service.reap import reap
 from balsam_celery.service.reconcile import Reconciler
-from balsam_celery.service.record import Recorded, record
+from balsam_celery.service.record import Recorded, bare, record
 from balsam_celery.site import Site
 from balsam_celery.store import runtimes
 from balsam_celery.store.engine import Store
@@ -194,7 +194,7 @@ class Service:
                 lambda conn: record(conn, some, now=self.store.clock(), who=WHO, retry=retry)
             )
 
-        for recorded in together_or_apart(write, records):
+        for recorded in together_or_apart(write, records, bare):
             self.engine.absorb(recorded)
 
     def _send_kills(self, pilot: str, worker: str, orders: Sequence[KillOrder]) -> None:

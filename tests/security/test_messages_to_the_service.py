@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -113,6 +114,24 @@ def test_odd_values(
         id = ids[2 * number]
         wait_until(lambda id=id: task(store, id).state is State.JOB_FINISHED, 20, f"{id} ends")
     assert "the service waits" not in caplog.text
+
+
+def test_the_end_of_what_ran_is_known_whatever_else_is_told(
+    make_engine: MakeEngine, store: Store, player: Player
+) -> None:
+    """Else it would be taken for lost and run again."""
+    make_engine()
+    player.register("p1", (64,))
+    good = ({"max_memory": 2**63}, {"environment_digest": "x" * 1_000_000}, {"argv": ["\0"]})
+    ids = [f"t{number:05}" for number in range(len(good))]
+    add(store, *(program(id) for id in ids), now=time.time())
+    specs = {spec.id: spec for spec in player.wait_specs(len(ids), "p1")}
+    for id, change in zip(ids, good, strict=True):
+        player.tell("p1", "n0", dataclasses.replace(over(specs[id]), **change))
+    for id in ids:
+        wait_until(lambda id=id: task(store, id).state is State.JOB_FINISHED, 20, f"{id} ends")
+        [attempt] = attempts_of(store, id)
+        assert (attempt.outcome, attempt.exit_code) == ("exit", 0)
 
 
 def test_the_word_of_another_pilot(
