@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Collection, Sequence
@@ -13,6 +15,8 @@ from balsam_celery.errors import SchedulerUnavailable
 
 #: What belongs to the process that asks, and must not reach a job that it submits.
 _OWN_PREFIXES = ("BALSAM_", "CELERY_", "FLOWER_", "SPT_NOENV", "_MP_FORK_")
+#: Seconds past its time-out for which a command may live whose caller is gone.
+LIVES_ON = 5.0
 _KILL_TIMEOUT = 5.0  # seconds for a killed command to go; one that a dead file system holds stays
 
 
@@ -33,6 +37,9 @@ class Done:
 
 class Commands:
     """Runs commands, each within a time-out.
+
+    A command that outlives the process which asked is ended by ``timeout`` of coreutils, at most
+    :data:`LIVES_ON` past its time; where that is missing, nobody ends it.
 
     Args:
         timeout: seconds for one command.
@@ -63,12 +70,13 @@ class Commands:
         Raises:
             SchedulerUnavailable: it is not there, or did not end in time: nothing is known.
         """
+        environment = self._environment()
         try:
             # a group of its own: site-made wrappers start the real command as a child
             process = subprocess.Popen(
-                argv,
+                [*_guard(argv[0], environment.get("PATH", ""), self._timeout), *argv],
                 cwd=directory,
-                env=self._environment(),
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -94,6 +102,14 @@ class Commands:
             and (name in self._kept or not name.startswith(self._prefixes))
         }
         return {**seen, **self._additions}
+
+
+def _guard(command: str, path: str, seconds: float) -> list[str]:
+    """What ends ``command``, and its group, when nobody is left to do so; by KILL, as here."""
+    guard = shutil.which("timeout", path=f"{os.defpath}{os.pathsep}{path}")
+    if guard is None or shutil.which(command, path=path or None) is None:
+        return []  # that a command is missing is told by the system
+    return [guard, "-s", "KILL", str(math.ceil(seconds + LIVES_ON))]
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -3,7 +3,8 @@
 The row is committed as REQUESTED first; its id is part of the job's name. Before the scheduler is
 told, the row is marked (``native_id`` is ""), so that whatever becomes of the answer, and of this
 process, it is known that the job may exist. Such a row is submitted again only by a scheduler that
-lists jobs by name, once neither that list nor the claim that a pilot makes in Redis knows the job.
+lists jobs by name, once neither that list nor the claim that a pilot makes in Redis knows the job,
+and not while the command that submitted it may still live: it outlives the process that started it.
 Where jobs have no names to be found by, it is held until its pilot calls or the user gives it up.
 """
 
@@ -23,6 +24,7 @@ from balsam_celery.errors import SchedulerError, SchedulerUnavailable, SettingsE
 from balsam_celery.packing import Request
 from balsam_celery.schedulers import base
 from balsam_celery.schedulers.base import Job, JobRequest, JobState, Scheduler
+from balsam_celery.schedulers.commands import LIVES_ON
 from balsam_celery.service.alone import Turn, alone
 from balsam_celery.service.verdict import GONE_AFTER
 from balsam_celery.site import Site
@@ -114,6 +116,7 @@ class _Pass:
 
     def run(self, due: list[AllocationRow]) -> list[str]:
         known: dict[str, Job] = {}
+        asked = self.store.clock()
         if due and self.scheduler.capabilities.finds_by_name:
             try:
                 # of several of one name the one that lives
@@ -132,14 +135,14 @@ class _Pass:
                     submitted.append(row.id)
                 continue
             try:
-                if self._one(row):
+                if self._one(row, asked):
                     submitted.append(row.id)
             except _Stop:
                 break
         return submitted
 
-    def _one(self, row: AllocationRow) -> bool:
-        """Do what can be done for a row of which the scheduler knows nothing by name."""
+    def _one(self, row: AllocationRow, asked: float) -> bool:
+        """Do what can be done for a row of which the scheduler, ``asked`` then, told no name."""
         if row.native_id is not None:
             try:
                 claim = self.client.get(keys.claim(self.site.settings.key_prefix, row.id))
@@ -150,14 +153,17 @@ class _Pass:
                 _taken(self.store, row, claim.decode() if isinstance(claim, bytes) else str(claim))
                 return True
         by_name = self.scheduler.capabilities.finds_by_name
+        silent = asked - (row.submitted if row.submitted is not None else row.created)
+        in_doubt = in_doubt_for(self.site)
         if row.cancel_requested is not None:
-            tried = row.submitted if row.submitted is not None else row.created
-            if not by_name or self.store.clock() >= tried + GONE_AFTER:
+            if not by_name or silent >= max(GONE_AFTER, in_doubt):
                 # while its job may still turn up, it can be cancelled by its name
                 _over(self.store, row, AllocationState.ENDED, row.reason or _UNSENT)
             return False
         if row.native_id is not None and not by_name:
             _hold(self.store, self.site, row, "the service was interrupted")
+            return False
+        if row.native_id is not None and silent < in_doubt:
             return False
         if not self.turn.keep(self.seconds):
             raise _Stop
@@ -199,6 +205,15 @@ class _Pass:
 
 class _Stop(Exception):
     """Nothing more can be submitted in this pass."""
+
+
+def in_doubt_for(site: Site) -> float:
+    """Seconds after which a job whose submission was not answered would be in the scheduler.
+
+    As long as its command may live, whatever became of the process that started it, and as the
+    scheduler may take from then.
+    """
+    return site.settings.scheduler.command_timeout + LIVES_ON + IN_DOUBT_PAUSE
 
 
 def _due(store: Store) -> list[AllocationRow]:

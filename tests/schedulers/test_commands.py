@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from balsam_celery import procs
 from balsam_celery.errors import SchedulerUnavailable
-from balsam_celery.schedulers.commands import Commands, Done
+from balsam_celery.schedulers.commands import LIVES_ON, Commands, Done
+from tests.waiting import wait_until
 
 
 def test_a_command_is_told_whatever_its_status() -> None:
@@ -26,6 +31,27 @@ def test_a_command_that_hangs_ends_with_all_that_it_started(tmp_path: Path) -> N
         Commands(1).run(["sh", "-c", wrapper])
     found = procs.entry(int(pid.read_text()))
     assert found is None or not procs.alive(found.identity)
+
+
+def test_a_command_ends_at_its_time_out_whatever_became_of_who_asked(tmp_path: Path) -> None:
+    """It could submit a job long after another has asked whether it did."""
+    pid = tmp_path / "pid"
+    wrapper = f"sleep 300 & echo $! > {pid}.new; mv {pid}.new {pid}; wait"
+    code = (
+        "import sys; from balsam_celery.schedulers.commands import Commands;"
+        "Commands(1).run(['sh', '-c', sys.argv[1]])"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, wrapper]) as asker:
+        wait_until(pid.exists, 30, "the command to run")
+        asker.kill()
+    command = int(pid.read_text())
+    found = procs.entry(command)
+    assert found is not None
+    try:
+        wait_until(lambda: not procs.alive(found.identity), 1 + LIVES_ON, "its end")
+    finally:
+        if procs.alive(found.identity):
+            os.killpg(os.getpgid(command), signal.SIGKILL)
 
 
 def test_a_command_that_is_missing_is_not_known() -> None:

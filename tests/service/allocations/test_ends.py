@@ -11,7 +11,7 @@ from balsam_celery.errors import SchedulerUnavailable
 from balsam_celery.schedulers.base import Job, JobState, Scheduler
 from balsam_celery.service import poll as module
 from balsam_celery.service.poll import Poller
-from balsam_celery.service.submit import IN_DOUBT, job_name, submit
+from balsam_celery.service.submit import IN_DOUBT, in_doubt_for, job_name, submit
 from balsam_celery.service.verdict import GONE_AFTER
 from balsam_celery.site import Site
 from balsam_celery.store import allocations, lease
@@ -84,7 +84,7 @@ def test_a_doubt_ends_when_no_job_turns_up(
     store: Store, site: Site, scheduler: Scheduler, client: redis.Redis, clock: Clock
 ) -> None:
     id = cancelled(store, site, S.REQUESTED, native_id=IN_DOUBT, submitted=clock.now)
-    clock.now += GONE_AFTER
+    clock.now += max(GONE_AFTER, in_doubt_for(site))
     submit(store, scheduler, site, client)
     row = allocation(store, id)
     assert (row.state, row.reason, row.ended) == (S.ENDED, "cancelled by the user", clock.now)

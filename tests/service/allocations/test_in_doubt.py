@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
+import multiprocessing
+import os
+from collections.abc import Collection
+from pathlib import Path
+
 import pytest
 import redis
 
 from balsam_celery import keys
 from balsam_celery.resources import NodeCapacity
-from balsam_celery.schedulers.base import JobRequest, JobState, Scheduler
+from balsam_celery.schedulers.base import Job, JobRequest, JobState, Scheduler
+from balsam_celery.schedulers.slurm import SlurmScheduler
 from balsam_celery.service.poll import Poller
 from balsam_celery.service.record import Recorded, record
-from balsam_celery.service.submit import IN_DOUBT, submit
+from balsam_celery.service.submit import IN_DOUBT, IN_DOUBT_PAUSE, in_doubt_for, submit
 from balsam_celery.site import Site
 from balsam_celery.store import allocations
 from balsam_celery.store.engine import Store
 from balsam_celery.store.rows import AllocationState, PilotState
 from balsam_celery.wire import Registered
+from tests.redis_server import RedisServer
 from tests.service.allocations.faulty import Faulty, Nameless
 from tests.service.allocations.making import allocation, pilot, requested, set_allocation
 from tests.store.conftest import Clock
+from tests.waiting import wait_until
 
 S = AllocationState
 
@@ -30,6 +39,31 @@ class Vanishing(Faulty):
         """Submit, and die."""
         super().submit(request)
         raise KeyboardInterrupt
+
+
+SLOW_SBATCH = """#!/bin/sh
+# the controller's queue is full: it tries for a while, and then the job is taken
+cd "$(dirname "$0")"
+if [ ! -e asked ]; then
+    touch asked
+    until [ -e room ]; do sleep 0.05; done
+fi
+for script; do :; done
+name=$(sed -n 's/^#SBATCH --job-name=//p' "$script")
+number=$(($(cat jobs 2>/dev/null | wc -l) + 1))
+echo "balsam:$number|PENDING|N/A|N/A||$name|Priority" >> jobs
+echo "$number"
+"""
+SQUEUE = """#!/bin/sh
+cat "$(dirname "$0")/jobs" 2>/dev/null || true
+"""
+
+
+def _submits(url: str, site: Site, redis_url: str) -> None:
+    """The service of another life, as far as it goes."""
+    with redis.Redis.from_url(redis_url) as client:
+        slurm = SlurmScheduler(site.settings.site.id, site.settings.scheduler.command_timeout)
+        submit(Store.open(url, clock=lambda: 1000.0), slurm, site, client)
 
 
 def claim(client: redis.Redis, site: Site, id: str, native_id: str) -> None:
@@ -166,6 +200,70 @@ def test_the_service_dies_before_it_has_the_answer(
     assert again.submissions == 0
     assert len(scheduler.jobs()) == 1
     assert allocation(store, id).state is (S.QUEUED if named else S.REQUESTED)
+
+
+def test_a_command_that_outlives_the_service_is_not_run_again_beside_itself(
+    store: Store,
+    url: str,
+    site: Site,
+    client: redis.Redis,
+    redis_server: RedisServer,
+    clock: Clock,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bin = tmp_path / "bin"
+    bin.mkdir()
+    for name, text in (("sbatch", SLOW_SBATCH), ("squeue", SQUEUE)):
+        (bin / name).write_text(text, encoding="utf-8")
+        (bin / name).chmod(0o700)
+    monkeypatch.setenv("PATH", f"{bin}{os.pathsep}{os.environ['PATH']}")
+    scheduler = dataclasses.replace(site.settings.scheduler, kind="slurm", command_timeout=20)
+    site = dataclasses.replace(
+        site, settings=dataclasses.replace(site.settings, scheduler=scheduler)
+    )
+    id = requested(store, site)
+    service = multiprocessing.get_context("fork").Process(
+        target=_submits, args=(url, site, redis_server.url)
+    )
+    service.start()
+    try:
+        wait_until((bin / "asked").exists, 30, "sbatch to be run")
+        service.kill()
+        service.join()
+        again = SlurmScheduler(site.settings.site.id, scheduler.command_timeout)
+        clock.now += scheduler.command_timeout + IN_DOUBT_PAUSE
+        assert submit(store, again, site, client) == []
+        assert not (bin / "jobs").exists()
+    finally:
+        (bin / "room").touch()
+        wait_until((bin / "jobs").exists, 30, "the job to be taken")
+    clock.now += in_doubt_for(site)
+    assert submit(store, again, site, client) == [id]
+    assert list(again.jobs()) == ["1"]
+    assert allocation(store, id).native_id == "1"
+
+
+def test_a_list_from_before_the_doubt_was_over_does_not_end_it(
+    store: Store, site: Site, scheduler: Scheduler, client: redis.Redis, clock: Clock
+) -> None:
+    doubt, other = requested(store, site), requested(store, site)
+    set_allocation(store, doubt, S.REQUESTED, native_id=IN_DOUBT, submitted=clock.now)
+    clock.now += in_doubt_for(site) - 1
+
+    class Slow(Faulty):
+        def submit(self, request: JobRequest) -> str:
+            clock.now += 2
+            return super().submit(request)
+
+        def jobs(self, ids: Collection[str] = ()) -> dict[str, Job]:
+            clock.now += 2
+            return super().jobs(ids)
+
+    faulty = Slow(scheduler)
+    assert submit(store, faulty, site, client) == [other]
+    assert faulty.submissions == 1
+    assert submit(store, faulty, site, client) == [doubt]
 
 
 def test_a_job_that_came_and_went_unseen_is_known_by_its_claim(
