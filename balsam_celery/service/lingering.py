@@ -13,7 +13,8 @@ state. Such a pilot goes on.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+import time
+from collections.abc import Callable, Collection
 
 import redis
 from sqlalchemy import Connection
@@ -41,12 +42,23 @@ Beats = dict[str, Heartbeat]
 
 
 class Lingering:
-    """Watches such pilots; one for the life of a service process, by whose clock silence counts.
+    """Watches such pilots; one for the life of a service process, by whose timer silence counts.
 
     A new one begins to count anew, and so does one that could not ask Redis: that only delays.
+
+    Args:
+        store, client, site: the site's.
+        timer: tells seconds that pass; other than the time of day it is never set.
     """
 
-    def __init__(self, store: Store, client: redis.Redis, site: Site) -> None:
+    def __init__(
+        self,
+        store: Store,
+        client: redis.Redis,
+        site: Site,
+        timer: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._timer = timer
         self._store = store
         self._client = client
         self._prefix = site.settings.key_prefix
@@ -107,10 +119,10 @@ class Lingering:
 
     def _left(self, pilot: PilotRow, patience: float) -> float:
         """Seconds for which the pilot must still be silent; 0 if nothing of it lives."""
-        now = self._store.clock()
+        now = self._timer()
         beats = heartbeats(self._client, self._prefix, pilot.id)
         before, since = self._seen.get(pilot.id, (None, now))
-        if before != beats or since > now:
+        if before != beats:
             since = now
         self._seen[pilot.id] = beats, since
         if len(pilot.nodes) == 1:

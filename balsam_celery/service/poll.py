@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from balsam_celery.schedulers.base import Job, JobState, Scheduler
 from balsam_celery.service.lingering import Lingering
 from balsam_celery.service.patience import Hangs, Patient
 from balsam_celery.service.submit import job_prefix
-from balsam_celery.service.verdict import GONE_AFTER, Left, change, left_behind
+from balsam_celery.service.verdict import GONE_AFTER, OVERDUE_AFTER, Left, change, left_behind
 from balsam_celery.site import Site
 from balsam_celery.store import allocations, scans, schema
 from balsam_celery.store.allocations import LIVE_PILOTS
@@ -38,14 +39,16 @@ NOT_KNOWN = "its state is not known since "
 class Poller:
     """Polls the scheduler; one for the life of a service process.
 
-    It remembers since when jobs are missing and what it cancelled when; a new one starts afresh,
-    which only delays.
+    It remembers since when jobs are missing or run and what it cancelled when; a new one starts
+    afresh, which only delays. That a job runs too long is measured here too, since the scheduler,
+    by whose clock its start is told, ends it anyway: clocks of two machines may be minutes apart.
 
     Args:
         store, scheduler, site: the site's.
         lingering: asks whether pilots live whose job is missing, or has ended by the word of a
             scheduler whose word is no proof; ``None``: nobody asks.
         patient: looks for what pilots left that did not start; ``None``: one of its own.
+        timer: tells seconds that pass; other than the time of day it is never set.
 
     Attributes:
         running: the jobs of RUNNING allocations, by allocation, as the last :meth:`poll` was told;
@@ -59,6 +62,7 @@ class Poller:
         site: Site,
         lingering: Lingering | None = None,
         patient: Patient | None = None,
+        timer: Callable[[], float] = time.monotonic,
     ) -> None:
         self.running: dict[str, Job] = {}
         self._store = store
@@ -66,7 +70,9 @@ class Poller:
         self._site = site
         self._lingering = lingering
         self._patient = patient if patient is not None else Patient()
-        self._missing: dict[str, float] = {}
+        self._timer = timer
+        self._missing: dict[str, float] = {}  # by allocation; since when, by the timer
+        self._runs: dict[str, float] = {}  # by native id; since when jobs were seen to run
         self._cancelled: dict[str, float] = {}
 
     def poll(self) -> list[str]:
@@ -106,7 +112,7 @@ class Poller:
             self._store.run(lambda conn: _write(conn, changes))
 
     def _update(self, rows: Sequence[AllocationRow], jobs: Mapping[str, Job]) -> None:
-        now = self._store.clock()
+        now, passed = self._store.clock(), self._timer()
         namesakes = self._namesakes(jobs)
         told: dict[str, Job] = {}
         for row in rows:
@@ -118,19 +124,25 @@ class Poller:
             if job is not None:
                 told[row.id] = job
         self._missing = {
-            row.id: self._missing.get(row.id, now) for row in rows if row.id not in told
+            row.id: self._missing.get(row.id, passed) for row in rows if row.id not in told
         }
+        runs = [one.native_id for one in told.values() if one.state is JobState.RUNNING]
+        runs += [row.native_id or "" for row in rows if row.id in self._missing]
+        self._runs = {id: self._runs.get(id, passed) for id in runs}
         with self._store.read() as conn:
             served = _served(conn, [row.id for row in rows])
         changes: dict[str, dict[str, Any]] = {}
         hanging: dict[str, str] = {}
         for row in rows:
+            job = told.get(row.id)
+            runs_since = self._runs.get(job.native_id, passed) if job is not None else passed
             try:
                 changes[row.id] = change(
                     row,
-                    told.get(row.id),
+                    job,
                     now=now,
-                    gone=now >= self._missing.get(row.id, now) + GONE_AFTER,
+                    gone=passed >= self._missing.get(row.id, passed) + GONE_AFTER,
+                    overdue=passed > runs_since + row.wall_time + OVERDUE_AFTER,
                     served=row.id in served,
                     left=self._left,
                 )
@@ -157,7 +169,7 @@ class Poller:
                 doomed.append(job.native_id)
             elif job is not None and state is AllocationState.RUNNING:
                 self.running[row.id] = job
-        self._cancel([*doomed, *self._strays(rows, told, namesakes)], now)
+        self._cancel([*doomed, *self._strays(rows, told, namesakes)])
 
     def _left(self, row: AllocationRow) -> Left:
         """What a pilot has left that did not start.
@@ -216,12 +228,13 @@ class Poller:
             log.warning("job %s serves no allocation and is cancelled", native_id)
         return strays
 
-    def _cancel(self, native_ids: Sequence[str], now: float) -> None:
+    def _cancel(self, native_ids: Sequence[str]) -> None:
+        now = self._timer()
         self._cancelled = {id: at for id, at in self._cancelled.items() if id in native_ids}
         silences = 0
         # those asked longest ago first, so that what fails keeps none behind it waiting for ever
-        for native_id in sorted(native_ids, key=lambda id: self._cancelled.get(id, 0.0)):
-            if not native_id or now < self._cancelled.get(native_id, 0.0) + CANCEL_AGAIN:
+        for native_id in sorted(native_ids, key=lambda id: self._cancelled.get(id, -math.inf)):
+            if not native_id or now < self._cancelled.get(native_id, -math.inf) + CANCEL_AGAIN:
                 continue
             self._cancelled[native_id] = now
             try:

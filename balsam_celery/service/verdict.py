@@ -39,6 +39,7 @@ def change(
     *,
     now: float,
     gone: bool,
+    overdue: bool,
     served: bool,
     left: Callable[[AllocationRow], Left],
 ) -> dict[str, Any]:
@@ -49,6 +50,7 @@ def change(
         job: its job as the scheduler tells, ``None`` when it does not.
         now: seconds since the epoch.
         gone: the job was missing for so long that it counts as ended.
+        overdue: the job has run for longer than its wall time.
         served: a pilot has registered in it.
         left: asked, with ``row``, what is left of one that ended without having served.
 
@@ -62,13 +64,12 @@ def change(
     values: dict[str, Any] = {}
     if job.native_id != row.native_id:
         values["native_id"] = job.native_id
-    started = row.started
     if job.state is JobState.RUNNING and row.state is AllocationState.QUEUED:
         started = job.started if job.started is not None else now
         values |= {"state": AllocationState.RUNNING, "started": started}
     if row.cancel_requested is not None:
         return values
-    if started is not None and now > started + row.wall_time + OVERDUE_AFTER:
+    if overdue:
         return values | {"cancel_requested": now, "reason": "its wall time is over"}
     reason = job.reason if job.state is JobState.QUEUED else ""
     if job.impossible and job.state is JobState.QUEUED:

@@ -50,7 +50,7 @@ def test_silence_about_some_jobs_starves_none(
             raise SchedulerUnavailable("scancel did not end within 30 s")
 
     told.cancel = cancel  # type: ignore[method-assign]
-    poller = Poller(store, told, site)
+    poller = Poller(store, told, site, timer=clock)
     poller.poll()
     assert asked == ["a", "b"], "two silences end the pass"
     clock.now += module.CANCEL_AGAIN
@@ -76,7 +76,7 @@ def test_a_job_in_doubt_that_turns_up_after_its_cancellation_is_cancelled(
     told.answer = {"9": Job("9", job_name(site, id), JobState.QUEUED)}
     submit(store, told, site, client)
     assert allocation(store, id).native_id == "9"
-    Poller(store, told, site).poll()
+    Poller(store, told, site, timer=clock).poll()
     assert told.cancelled == ("9",)
 
 
@@ -172,7 +172,7 @@ def test_where_the_output_of_an_unused_job_is(
     output.write_text("python: command not found\n")
     told = Told(scheduler)
     told.answer = {"x": Job("x", "", JobState.ENDED, 1.0, clock.now, "exit status 127")}
-    Poller(store, told, site).poll()
+    Poller(store, told, site, timer=clock).poll()
     assert allocation(store, id).reason == f"exit status 127; see {output}"
     with store.read() as conn:
         assert [row.id for row in allocations.came_to_nothing(conn, clock.now)] == [id]

@@ -42,13 +42,20 @@ class NoProof(Told):
 class Case:
     """A running allocation whose job PBS calls finished."""
 
-    def __init__(self, store: Store, site: Site, scheduler: Scheduler, client: redis.Redis) -> None:
+    def __init__(
+        self,
+        store: Store,
+        site: Site,
+        scheduler: Scheduler,
+        client: redis.Redis,
+        clock: Clock,
+    ) -> None:
         told = NoProof(scheduler)
         told.answer = {"x": ENDED}
         self.prefix = site.settings.key_prefix
         self.patience = site.settings.over_after
         self.store, self.client = store, client
-        self.poller = Poller(store, told, site, Lingering(store, client, site))
+        self.poller = Poller(store, told, site, Lingering(store, client, site, clock), timer=clock)
 
     def beat(self, node: str, time: float, state: str = "running") -> None:
         key = keys.heartbeats(self.prefix, "p1")
@@ -64,7 +71,7 @@ def test_it_is_told_to_end_and_waited_for_while_it_is_heard(
 ) -> None:
     id = running_pilot(store, site)
     dispatched(store, "task01", "p1", running=True)
-    case = Case(store, site, scheduler, client)
+    case = Case(store, site, scheduler, client, clock)
     for _ in range(5):
         case.beat("n0", clock.now)
         assert case.poller.poll() == []
@@ -88,7 +95,7 @@ def test_a_farewell_is_enough(
     store: Store, site: Site, scheduler: Scheduler, client: redis.Redis, clock: Clock
 ) -> None:
     id = running_pilot(store, site)
-    case = Case(store, site, scheduler, client)
+    case = Case(store, site, scheduler, client, clock)
     case.beat("n0", clock.now)
     last = PilotEnded("p1", "SIGTERM received", clock.now)
     store.run(lambda conn: record(conn, [last], now=clock.now))
@@ -113,7 +120,7 @@ def test_the_one_worker_of_a_node_knows_of_every_program(
             now=clock.now,
         )
     )
-    case = Case(store, site, scheduler, client)
+    case = Case(store, site, scheduler, client, clock)
     case.beat("pilot", clock.now, "draining")
     case.beat("n0", clock.now)
     assert case.poller.poll() == []
@@ -125,7 +132,7 @@ def test_silence_counts_only_while_redis_answers(
     store: Store, site: Site, scheduler: Scheduler, client: redis.Redis, clock: Clock
 ) -> None:
     id = running_pilot(store, site)
-    case = Case(store, site, scheduler, client)
+    case = Case(store, site, scheduler, client, clock)
     assert case.poller.poll() == []
     dead = redis.Redis(port=1)
     working = case.poller._lingering
@@ -147,16 +154,18 @@ def test_where_the_word_is_proof_nothing_waits(
     id = running_pilot(store, site)
     told = Told(scheduler)
     told.answer = {"x": replace(ENDED, reason="its node was lost")}
-    case = Case(store, site, scheduler, client)
+    case = Case(store, site, scheduler, client, clock)
     case.beat("n0", clock.now)
-    assert Poller(store, told, site, Lingering(store, client, site)).poll() == [id]
+    assert Poller(store, told, site, Lingering(store, client, site, clock), timer=clock).poll() == [
+        id
+    ]
 
 
 def test_an_ended_pilot_that_is_heard_again_is_told_to_end(
     store: Store, site: Site, scheduler: Scheduler, client: redis.Redis, clock: Clock
 ) -> None:
     running_pilot(store, site)
-    case = Case(store, site, scheduler, client)
+    case = Case(store, site, scheduler, client, clock)
     store.run(
         lambda conn: allocations.update_pilot(
             conn, "p1", (PilotState.LIVE,), state=PilotState.ENDED, ended=clock.now, reason="lost"
@@ -173,12 +182,14 @@ def test_an_ended_pilot_that_is_heard_again_is_told_to_end(
     client.delete(keys.control(case.prefix, "p1"))
 
 
-def missing(store: Store, site: Site, scheduler: Scheduler, client: redis.Redis) -> Case:
+def missing(
+    store: Store, site: Site, scheduler: Scheduler, client: redis.Redis, clock: Clock
+) -> Case:
     """A case whose job the scheduler does not tell of, though its word would be proof."""
-    case = Case(store, site, scheduler, client)
+    case = Case(store, site, scheduler, client, clock)
     told = Told(scheduler)
     told.answer = {}
-    case.poller = Poller(store, told, site, Lingering(store, client, site))
+    case.poller = Poller(store, told, site, Lingering(store, client, site, clock), timer=clock)
     return case
 
 
@@ -186,7 +197,7 @@ def test_a_pilot_that_is_heard_outlives_answers_without_its_job(
     store: Store, site: Site, scheduler: Scheduler, client: redis.Redis, clock: Clock
 ) -> None:
     id = running_pilot(store, site)
-    case = missing(store, site, scheduler, client)
+    case = missing(store, site, scheduler, client, clock)
     for _ in range(5):
         case.beat("n0", clock.now)
         assert case.poller.poll() == []
@@ -204,7 +215,7 @@ def test_a_dead_pilot_whose_job_is_missing_is_not_waited_for(
     store: Store, site: Site, scheduler: Scheduler, client: redis.Redis, clock: Clock
 ) -> None:
     id = running_pilot(store, site)
-    case = missing(store, site, scheduler, client)
+    case = missing(store, site, scheduler, client, clock)
     case.beat("n0", clock.now)
     assert case.poller.poll() == []
     clock.now += GONE_AFTER

@@ -47,7 +47,7 @@ def test_from_queued_to_ended(
 ) -> None:
     id = requested(store, site)
     submit(store, scheduler, site, client)
-    poller = Poller(store, scheduler, site)
+    poller = Poller(store, scheduler, site, timer=clock)
 
     def polled_to(state: AllocationState) -> bool:
         clock.now += module.CANCEL_AGAIN
@@ -93,7 +93,7 @@ def test_not_known_is_never_ended(
     id = running_pilot(store, site)
     faulty = Faulty(scheduler)
     faulty.is_away = True
-    poller = Poller(store, faulty, site)
+    poller = Poller(store, faulty, site, timer=clock)
     for _ in range(5):
         clock.now += 1000
         assert poller.poll() == []
@@ -105,7 +105,7 @@ def test_a_job_that_the_scheduler_forgot_is_gone_after_a_while(
 ) -> None:
     id = running_pilot(store, site)
     told = Told(scheduler)
-    poller = Poller(store, told, site)
+    poller = Poller(store, told, site, timer=clock)
     assert poller.poll() == []
     clock.now += GONE_AFTER - 1
     assert poller.poll() == []
@@ -133,7 +133,8 @@ def test_a_wall_time_that_has_passed_makes_the_service_cancel_and_wait(
         raise SchedulerUnavailable("the controller does not answer")
 
     told.cancel = cancel  # type: ignore[method-assign]
-    poller = Poller(store, told, site)
+    poller = Poller(store, told, site, timer=clock)
+    poller.poll()
     clock.now += 300 + OVERDUE_AFTER
     poller.poll()
     assert not cancelled
@@ -157,7 +158,7 @@ def test_a_job_may_end_before_it_was_seen_running(
     set_allocation(store, id, AllocationState.QUEUED, native_id="x")
     told = Told(scheduler)
     told.answer = {"x": Job("x", "n", JobState.ENDED, started=5.0, ended=7.0, reason="exit 1")}
-    assert Poller(store, told, site).poll() == []  # no pilot: nothing to reap
+    assert Poller(store, told, site, timer=clock).poll() == []  # no pilot: nothing to reap
     row = allocation(store, id)
     assert (row.state, row.started, row.ended, row.reason) == (
         AllocationState.ENDED, 5.0, 7.0, "exit 1",
@@ -189,7 +190,7 @@ def test_a_scheduler_that_does_not_answer_is_told(
     ids = [queued(store, site), running_pilot(store, site, "p1")]
     told = Told(scheduler)
     told.is_away = True
-    poller = Poller(store, told, site)
+    poller = Poller(store, told, site, timer=clock)
     poller.poll()
     reasons = [allocation(store, id).reason for id in ids]
     for reason in reasons:
@@ -210,7 +211,7 @@ def test_what_is_missing_must_be_missing_from_answers(
     id = running_pilot(store, site)
     told = Told(scheduler)
     told.answer = {}
-    poller = Poller(store, told, site)
+    poller = Poller(store, told, site, timer=clock)
     poller.poll()
     told.is_away = True
     clock.now += GONE_AFTER
@@ -226,14 +227,14 @@ def test_a_job_that_can_never_run_is_cancelled_and_fails(
 ) -> None:
     id = queued(store, site)
     told = Told(scheduler)
-    poller = Poller(store, told, site)
+    poller = Poller(store, told, site, timer=clock)
     reason = "PartitionNodeLimit"
     told.answer = {"x": Job("x", "", JobState.QUEUED, reason=reason, impossible=True)}
     poller.poll()
     row = allocation(store, id)
     assert (row.state, row.reason) == (AllocationState.QUEUED, f"can never start: {reason}")
     assert told.cancelled == ("x",)
-    poller = Poller(store, told, site)  # another life of the service
+    poller = Poller(store, told, site, timer=clock)  # another life of the service
     told.answer = {"x": Job("x", "", JobState.ENDED, ended=clock.now, reason="cancelled")}
     poller.poll()
     row = allocation(store, id)
@@ -250,7 +251,7 @@ def test_what_a_pilot_could_not_do_is_the_reason(
         (directory / ERROR_FILE).write_bytes(b"\n the launcher is \xff missing \nmore\n" * 200)
     told = Told(scheduler)
     told.answer = {"x": Job("x", "", JobState.ENDED, ended=clock.now, reason="exit status 1")}
-    Poller(store, told, site).poll()
+    Poller(store, told, site, timer=clock).poll()
     reason = allocation(store, silent).reason
     assert reason == "its pilot did not start: the launcher is \N{REPLACEMENT CHARACTER} missing"
     assert allocation(store, served).reason == "exit status 1"
@@ -268,7 +269,7 @@ def test_what_a_pilot_left_on_a_file_system_that_hangs_delays_nothing_else(
     told.answer = {
         id: Job(id, "", JobState.ENDED, ended=clock.now, reason="exit status 1") for id in "hx"
     }
-    poller = Poller(store, told, site, patient=Patient(wait=0.05, patience=60))
+    poller = Poller(store, told, site, patient=Patient(wait=0.05, patience=60), timer=clock)
     body = threading.Thread(target=poller.poll, daemon=True)
     body.start()
     body.join(30)
@@ -298,7 +299,7 @@ def test_what_a_pilot_left_is_not_waited_for_for_ever(
     os.mkfifo(pipe)
     told = Told(scheduler)
     told.answer = {"h": Job("h", "", JobState.ENDED, ended=clock.now, reason="exit status 1")}
-    Poller(store, told, site, patient=Patient(wait=0.05, patience=0.0)).poll()
+    Poller(store, told, site, patient=Patient(wait=0.05, patience=0.0), timer=clock).poll()
     assert allocation(store, id).reason == "exit status 1"
     pipe.write_bytes(b"")  # lets the thread go
 
@@ -311,7 +312,7 @@ def test_of_two_jobs_of_one_name_the_one_that_runs_counts(
     told = Told(scheduler)
     running = Job("first", name, JobState.RUNNING, started=clock.now)
     told.answer = {"late": Job("late", name, JobState.QUEUED), "first": running}
-    poller = Poller(store, told, site)
+    poller = Poller(store, told, site, timer=clock)
     poller.poll()
     row = allocation(store, id)
     assert (row.state, row.native_id) == (AllocationState.RUNNING, "first")
@@ -339,7 +340,7 @@ def test_a_job_of_an_allocation_that_is_over_is_cancelled(
         "old": Job("old", job_name(site, over), JobState.ENDED),
         "his": Job("his", "another name", JobState.RUNNING),
     }
-    poller = Poller(store, told, site)
+    poller = Poller(store, told, site, timer=clock)
     poller.poll()
     poller.poll()
     assert told.cancelled == ("late",)
