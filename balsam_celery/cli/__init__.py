@@ -31,7 +31,7 @@ COMMANDS = {
     "pack": ("Machines", "pack", "What batch jobs would be asked for now, and why."),
     "pilot": ("Machines", "machines", "List and drain pilots."),
     "simulate": ("Machines", "simulating", "Run a workload on a simulated machine."),
-    "prune": ("Site", "acting", "Remove tasks that ended long ago."),
+    "prune": ("Site", "acting", "Remove tasks and allocations that ended long ago."),
 }
 
 

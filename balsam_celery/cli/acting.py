@@ -24,7 +24,7 @@ from balsam_celery.durations import parse_duration
 from balsam_celery.service.requests import Answer, request_kill
 from balsam_celery.service.requests import retry as request_retry
 from balsam_celery.states import FINAL, State
-from balsam_celery.store.prune import Removed, remove
+from balsam_celery.store.prune import Removed, prune_allocations, remove
 from balsam_celery.store.prune import prune as prune_rows
 from balsam_celery.store.queries import select_ids
 from balsam_celery.tasks.submit import user
@@ -170,32 +170,43 @@ def rm(files: bool, yes: bool, as_json: bool, **options: Any) -> None:
 @yes_option
 @json_option
 def prune(older_than: str, files: bool, yes: bool, as_json: bool) -> None:
-    """Remove tasks that ended long ago.
+    """Remove tasks and allocations that ended long ago.
 
-    One stays as long as a task that is connected with it, as parent or child, also through others,
-    has not ended so long ago. A common --workflow connects nothing.
+    A task stays as long as one that is connected with it, as parent or child, also through others,
+    has not ended so long ago. A common --workflow connects nothing. An allocation stays for an
+    hour, and as long as a task that ran in it; what it was charged still counts.
     """
     store = session().store
     before = store.clock() - parse_duration(older_than, "--older-than")
     if not yes:
-        confirm(f"Remove all tasks that ended before {local_time(before)}?")
+        confirm(f"Remove all tasks and allocations that ended before {local_time(before)}?")
     removed: list[Removed] = []
     with Bar() as bar:
         while some := store.run(lambda conn: prune_rows(conn, before, limit=_BATCH)):
             removed += some
             bar.show(len(removed), None, "removed")
-    _tell_removed(removed, files, as_json)
+    # after the tasks: one that nothing names any more goes with them
+    allocations = 0
+    while number := store.run(
+        lambda conn: prune_allocations(conn, before, now=store.clock(), limit=_BATCH)
+    ):
+        allocations += number
+    _tell_removed(removed, files, as_json, allocations)
 
 
-def _tell_removed(removed: Sequence[Removed], files: bool, as_json: bool) -> None:
+def _tell_removed(
+    removed: Sequence[Removed], files: bool, as_json: bool, allocations: int | None = None
+) -> None:
     directories = 0
     if files:
         run_dir = session().site.run_dir
         directories = sum(delete_work_directory(run_dir, row) for row in removed)
     if as_json:
-        echo_json({"removed": [row.id for row in removed], "directories": directories})
+        told = {"removed": [row.id for row in removed], "directories": directories}
+        echo_json(told if allocations is None else {**told, "allocations": allocations})
         return
     say(
         f"{plural(len(removed), 'task')} removed"
         + (f", and {directories:,} of their directories" if files else "")
+        + (f", and {plural(allocations, 'allocation')}" if allocations is not None else "")
     )

@@ -23,8 +23,6 @@ log = logging.getLogger(__name__)
 
 #: Seconds without a heartbeat after which a pilot is called silent.
 SILENT_AFTER = 60.0
-#: Seconds after a pilot's end for which its keys are looked for again.
-_SWEEP_FOR = 3600.0
 
 
 def note_heartbeats(store: Store, client: redis.Redis, site: Site) -> dict[str, float]:
@@ -95,7 +93,7 @@ def sweep(store: Store, client: redis.Redis, site: Site) -> None:
         redis.RedisError: Redis did not answer.
         StoreError: the database did not answer.
     """
-    since = store.clock() - _SWEEP_FOR
+    since = store.clock() - allocations.SWEPT_FOR
     prefix = site.settings.key_prefix
     with store.read() as conn:
         late = allocations.ended_since(conn, since)

@@ -8,10 +8,12 @@ from typing import Any, TypeVar
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Double,
     RowMapping,
     Table,
     and_,
     case,
+    cast,
     func,
     insert,
     not_,
@@ -36,6 +38,10 @@ NO_NODE = "none of its nodes can be used"
 
 #: Seconds for which an allocation that came to nothing is shown beside the live ones.
 SHOWN_FOR = 3600.0
+#: Seconds after a pilot's end for which its keys in Redis are looked for again.
+SWEPT_FOR = 3600.0
+#: The fact that tells what allocations that were deleted had been charged (node-seconds).
+CHARGED = "charged"
 
 _A, _P = AllocationState, PilotState
 #: The scheduler may tell of an allocation late, so states may be skipped, but never gone back to.
@@ -118,19 +124,27 @@ def list_allocations(
 
 
 def charged(conn: Connection) -> float:
-    """Node-seconds that allocations were charged, or may still be.
+    """Node-seconds that allocations were charged, or may still be; of those deleted too.
 
     Of those that have ended what they lasted, of those that wait or run their whole wall time; of
     nodes that were given back until then.
     """
+    site = schema.site.c
+    deleted = select(cast(site.value, Double)).where(site.key == CHARGED).scalar_subquery()
+    # in one statement: while some are deleted each is counted once
+    counted = select(func.coalesce(func.sum(charge()), 0.0) + func.coalesce(deleted, 0.0))
+    return float(conn.scalar(counted) or 0.0)
+
+
+def charge() -> ColumnElement[float]:
+    """Node-seconds that one allocation was charged, or may still be."""
     table = schema.allocation.c
     lasted = case(
         (table.state.in_(list(LIVE_ALLOCATIONS)), table.wall_time),
         (table.started.is_(None), 0.0),
         else_=table.ended - table.started,
     )
-    nodes = table.nodes - table.nodes_back
-    return float(conn.scalar(select(func.sum(nodes * lasted + table.charged_back))) or 0.0)
+    return (table.nodes - table.nodes_back) * lasted + table.charged_back
 
 
 def give_back(conn: Connection, id: str, nodes: int, now: float) -> None:

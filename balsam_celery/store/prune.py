@@ -1,16 +1,18 @@
-"""Deleting tasks that are over, with everything that hangs on them."""
+"""Deleting what is over: tasks with everything that hangs on them, allocations and pilots."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, FromClause, delete, select, union
+from sqlalchemy import ColumnElement, Connection, FromClause, delete, func, or_, select, union
 
 from balsam_celery.errors import InvalidInput, NotFound
 from balsam_celery.states import FINAL
-from balsam_celery.store import schema
+from balsam_celery.store import facts, schema
+from balsam_celery.store.allocations import CHARGED, SHOWN_FOR, SWEPT_FOR, charge
 from balsam_celery.store.queries import find_tasks
+from balsam_celery.store.rows import AllocationState, PilotState
 from balsam_celery.store.sql import any_of
 
 _FINAL = sorted(state.value for state in FINAL)
@@ -42,6 +44,45 @@ def prune(conn: Connection, older_than: float, *, limit: int = 5000) -> list[Rem
             if len(ids) == limit:
                 break
     return _delete(conn, ids)
+
+
+def prune_allocations(conn: Connection, older_than: float, *, now: float, limit: int = 5000) -> int:
+    """Delete allocations that ended before ``older_than``, with their pilots; returns how many.
+
+    One stays while an attempt names one of its pilots, and while anything of it is shown or may
+    have to be told to end. What they were charged stays counted. Call again until it returns 0,
+    each time in a transaction of its own.
+
+    Args:
+        conn: in a transaction.
+        older_than, now: seconds since the epoch.
+        limit: so many at most.
+    """
+    table, pilot, attempt = schema.allocation, schema.pilot, schema.attempt
+    before = min(older_than, now - max(SHOWN_FOR, SWEPT_FOR))
+    # a pilot that is heard after its end is told so until its own end time (``housekeep.sweep``)
+    needed = or_(
+        pilot.c.state != PilotState.ENDED,
+        pilot.c.ended >= before,
+        pilot.c.end_time >= before,
+        select(attempt.c.task).where(attempt.c.pilot == pilot.c.id).exists(),
+    )
+    query = select(table.c.id).where(
+        table.c.state.in_([AllocationState.ENDED, AllocationState.FAILED]),
+        table.c.ended < before,
+        ~select(pilot.c.id).where(pilot.c.allocation == table.c.id, needed).exists(),
+    )
+    oldest = query.order_by(table.c.ended, table.c.id).limit(limit)
+    locked = conn.scalars(oldest.with_for_update(of=table)).all()
+    # on PostgreSQL a pilot may have come while they were not locked yet
+    ids = conn.scalars(query.where(any_of(conn, table.c.id, locked))).all()
+    if not ids:
+        return 0
+    these = any_of(conn, table.c.id, ids)
+    facts.add(conn, CHARGED, float(conn.scalar(select(func.sum(charge())).where(these)) or 0.0))
+    conn.execute(delete(pilot).where(any_of(conn, pilot.c.allocation, ids)))
+    conn.execute(delete(table).where(these))
+    return len(ids)
 
 
 def remove(conn: Connection, ids: Sequence[str]) -> list[Removed]:

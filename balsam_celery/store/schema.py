@@ -55,7 +55,8 @@ class CleanText(TypeDecorator[str]):
         return None if value is None else clean_text(value)
 
 
-#: What a site must remember of itself: ``host`` it runs on, ``id``, ``created``.
+#: What a site must remember of itself: ``host`` it runs on, ``id``, ``created``, and ``charged``:
+#: node-seconds of allocations that were deleted.
 site = Table(
     "site",
     metadata,

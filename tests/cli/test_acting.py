@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from balsam_celery.states import State
-from balsam_celery.store import schema
+from balsam_celery.store import allocations, schema
+from balsam_celery.store.rows import AllocationState
 from tests.cli.conftest import Cli
 
 
@@ -106,8 +107,16 @@ def test_prune(cli: Cli) -> None:
     with cli.store.write() as conn:
         old = schema.task.c.id.like("old%")
         conn.execute(schema.task.update().where(old).values(created=1.0, finished=2.0))
+        allocations.insert_allocation(
+            conn, id="a1", queue="local", nodes=1, wall_time=60, run_dir="/run", now=1.0
+        )
+        over = {"state": AllocationState.FAILED, "ended": 2.0}
+        conn.execute(schema.allocation.update().values(over))
     assert "add --yes" in cli("prune", "--older-than", "1d", stdin="", status=2).stderr
-    assert cli.json("prune", "--older-than", "1d", "--yes")["removed"] == ["old-one"]
+    pruned = cli.json("prune", "--older-than", "1d", "--yes")
+    assert pruned == {"removed": ["old-one"], "directories": 0, "allocations": 1}
+    said = cli("prune", "--older-than", "1d", "--yes").stderr
+    assert "0 tasks removed, and 0 allocations" in said
     assert cli.json("ls")["total"] == 2
     assert "--older-than is 'x'" in cli.refused("prune", "--older-than", "x", "--yes")
     cli("prune", status=2)
