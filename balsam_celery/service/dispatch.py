@@ -14,7 +14,7 @@ from celery import Celery
 from balsam_celery import keys
 from balsam_celery.ledger import Ledger
 from balsam_celery.pilotfree import PilotFree
-from balsam_celery.service import hooks, kill
+from balsam_celery.service import hooks, kill, largest
 from balsam_celery.service.place import Sent
 from balsam_celery.service.publish import Publisher
 from balsam_celery.service.specs import BUNDLE
@@ -51,12 +51,19 @@ class Dispatcher:
 
     def add(self, sent: Collection[Sent]) -> None:
         """Keep committed attempts to be published, in bundles by worker."""
-        by_queue: dict[str, list[TaskSpec]] = defaultdict(list)
+        by_queue: dict[str, list[Sent]] = defaultdict(list)
         for one in sent:
-            by_queue[keys.pilot_queue(one.pilot, one.worker)].append(one.spec)
-        for queue, specs in by_queue.items():
-            for first in range(0, len(specs), BUNDLE):
-                self._waiting.append((queue, specs[first : first + BUNDLE]))
+            by_queue[keys.pilot_queue(one.pilot, one.worker)].append(one)
+        for queue, several in by_queue.items():
+            bundle: list[TaskSpec] = []
+            size = 0
+            for one in several:
+                if bundle and (len(bundle) == BUNDLE or size + one.size > largest.LARGEST):
+                    self._waiting.append((queue, bundle))
+                    bundle, size = [], 0
+                bundle.append(one.spec)
+                size += one.size
+            self._waiting.append((queue, bundle))
 
     def flush(self) -> None:
         """Publish what waits."""

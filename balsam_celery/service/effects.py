@@ -21,9 +21,11 @@ from redis.exceptions import DataError, RedisError, ResponseError
 from sqlalchemy import Connection
 
 from balsam_celery import keys
+from balsam_celery.amounts import format_bytes
 from balsam_celery.errors import InvalidInput, NotFound, StoreError
-from balsam_celery.service import flower_events, steps
+from balsam_celery.service import flower_events, largest, steps
 from balsam_celery.service.cases import Batch
+from balsam_celery.service.largest import measured
 from balsam_celery.service.outcome import celery_result
 from balsam_celery.service.publish import Publisher
 from balsam_celery.service.release import full_arguments, parent_results, settle
@@ -220,13 +222,21 @@ class Performer:
         state, value = celery_result(row)
         if state == "FAILURE" and isinstance(value, dict):
             value = self._backend.exception_to_python(value)
-        return self._backend.final(row.id, state, value)
+        encoded = self._backend.final(row.id, state, value)
+        if len(encoded) > largest.LARGEST:
+            raise InvalidInput(f"it takes {format_bytes(len(encoded))}")
+        return encoded
 
     def _send(self, row: TaskRow, results: dict[str, list[Any]]) -> None:
-        """Send the Celery message of a step, with nothing of its canvas in it."""
+        """Send the Celery message of a step, with nothing of its canvas in it.
+
+        Raises:
+            InvalidInput: no message holds what it is given.
+        """
         # typed values (dates) were kept as Celery's serializer writes them
         options = kombu_loads(json.dumps(row.celery.get("options", {})))
         arguments = full_arguments(row, results)
+        measured(arguments, row.celery.get("options"))
         route = self._app.amqp.router.route(
             {key: options[key] for key in ("queue",) if key in options}, row.application
         )

@@ -13,13 +13,15 @@ from typing import Any
 from sqlalchemy import Connection, Select, select
 
 from balsam_celery.decisions import PlacementDecision
+from balsam_celery.errors import InvalidInput
 from balsam_celery.ledger import Ledger
 from balsam_celery.lookahead import NO_LOOK_AHEAD, LookAhead
 from balsam_celery.pilotfree import Holding
 from balsam_celery.placement import Placement
 from balsam_celery.resources import NodeCapacity, NodeShare
 from balsam_celery.service.cases import Batch, Change
-from balsam_celery.service.release import full_arguments, parent_results
+from balsam_celery.service.largest import measured
+from balsam_celery.service.release import fail, full_arguments, parent_results, settle
 from balsam_celery.service.specs import make_spec, worker_of
 from balsam_celery.service.window import Rules, decide
 from balsam_celery.states import PLACEABLE, State
@@ -48,11 +50,17 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """An attempt to be published: pilot, worker in it (node name or ``keys.GANG``), and spec."""
+    """An attempt to be published.
+
+    Attributes:
+        worker: in the pilot: node name or ``keys.GANG``.
+        size: bytes that the spec takes in a message, about.
+    """
 
     pilot: str
     worker: str
     spec: TaskSpec
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +203,10 @@ def start(
         else:
             kept.append(one)
     sent = _dispatch(batch, ledger, limits, kept)
-    batch.flush()
+    for one in kept:
+        if batch.cases[one.id].state is State.FAILED:
+            after = after.give_back(one.pilot, [(one.id, one.attempt)])
+    settle(batch)
     return Placed(after, tuple(sent), tuple(batch.changes), looked.more, recalled, decision)
 
 
@@ -207,6 +218,7 @@ def has_queued(ledger: Ledger) -> bool:
 def _dispatch(
     batch: Batch, ledger: Ledger, limits: Limits, kept: Sequence[Placement]
 ) -> list[Sent]:
+    """Move tasks to DISPATCHED; those for which no message is large enough are FAILED."""
     results = parent_results(batch.conn, [batch.cases[one.id].row for one in kept])
     pilots = {one.pilot for one in kept}
     allocation = _allocations(batch.conn, pilots)
@@ -228,6 +240,11 @@ def _dispatch(
             inputs=arguments if has_inputs else None,
             pinned={share.node for share in one.shares} <= pinned[one.pilot],
         )
+        try:
+            size = measured(spec.argv, spec.inputs, spec.environment)
+        except InvalidInput as error:
+            fail(batch, batch.cases[row.id], str(error))
+            continue
         shares = [to_plain(share) for share in one.shares]
         batch.go(
             batch.cases[row.id],
@@ -248,7 +265,7 @@ def _dispatch(
             work_dir=spec.work_dir,
             reason="",
         )
-        sent.append(Sent(one.pilot, worker_of(row.num_nodes, one.shares[0].node), spec))
+        sent.append(Sent(one.pilot, worker_of(row.num_nodes, one.shares[0].node), spec, size))
     return sent
 
 

@@ -14,6 +14,7 @@ from balsam_celery.commands import render
 from balsam_celery.errors import InvalidInput
 from balsam_celery.service import steps
 from balsam_celery.service.cases import Batch, Case
+from balsam_celery.service.largest import measured
 from balsam_celery.service.outcome import outcome
 from balsam_celery.states import FINAL, State
 from balsam_celery.store import queries, schema
@@ -121,7 +122,8 @@ def fail(batch: Batch, case: Case, reason: str) -> None:
 def make_ready(batch: Batch, cases: Sequence[Case]) -> None:
     """Let tasks go on that wait for nobody: AWAITING_PARENTS, or READY and not yet rendered.
 
-    Programs get their argv; steps are sent. A command that cannot be filled fails its task.
+    Programs get their argv; steps are sent. A command that cannot be filled, or is given too much,
+    fails its task.
     """
     waiting = [c for c in cases if c.state in (State.AWAITING_PARENTS, State.READY)]
     results = parent_results(batch.conn, [c.row for c in waiting])
@@ -151,6 +153,7 @@ def _let_go_on(batch: Batch, case: Case, results: dict[str, list[Any]]) -> None:
         return
     arguments = full_arguments(row, results)
     argv = render(row.command, arguments["args"], arguments["kwargs"], row.literal)
+    measured(argv, None if row.literal else arguments)
     targets = [State.READY] if case.state is State.AWAITING_PARENTS else []
     if not (row.hooks.get("stage_in") or row.hooks.get("preprocess")):
         targets.append(State.PREPROCESSED)

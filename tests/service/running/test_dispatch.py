@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import base64
 import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from celery import Celery
 
+from balsam_celery import keys
+from balsam_celery.service import largest
 from balsam_celery.service.dispatch import Dispatcher
+from balsam_celery.service.engine import Engine
 from balsam_celery.service.hooks import Outstanding, Pending
 from balsam_celery.service.kill import REPEAT
 from balsam_celery.site import Site
 from balsam_celery.states import State
+from balsam_celery.store.engine import Store
+from balsam_celery.store.insert import NewTask
+from balsam_celery.wire import StepEnded
+from tests.redis_server import RedisServer
+from tests.service.acting import step
 from tests.service.rows import task_row
 from tests.service.running.player import Player
+from tests.store.making import add, program, task
 from tests.waiting import wait_until
 
 
@@ -39,6 +51,55 @@ def test_an_order_to_take_back_what_still_waits_is_sent_again(
     assert sent(set(), 110.0) == []
     assert sent({other}, 110.5) == ["t2"]
     out.close()
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_what_no_message_holds_fails_and_others_are_sent(
+    own_redis: RedisServer,
+    make_engine: Callable[[], Engine],
+    store: Store,
+    player: Player,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Redis closes the connection at such a message, as if it were away."""
+    takes = 2**20
+    monkeypatch.setattr(largest, "LARGEST", takes // 2)
+    player.client.config_set("proto-max-bulk-len", takes)
+
+    def given(id: str, count: int, **values: Any) -> NewTask:
+        made = program(id, arguments={"args": ["x" * count], "kwargs": {}}, **values)
+        return replace(made, command=["/bin/true"], literal=False)
+
+    header = [step(f"s{number:05}") for number in range(8)]
+    parents = [one.id for one in header]
+    body = given("b00001", 1, parents=parents, inputs="list")
+    add(
+        store,
+        given("t00001", takes),
+        *(given(f"u{number:05}", 300_000) for number in range(3)),
+        *header,
+        body,
+        given("a00001", 1, parents=["b00001"], on_parent_failure="ignore"),
+        now=time.time(),
+    )
+    make_engine()
+    player.register("p1", (4,))
+    ends = [StepEnded(id, 1, "SUCCESS", "x" * 150_000, None, time.time()) for id in parents]
+    wait_until(lambda: player.raw(keys.TASKS_QUEUE), 20, "the header's messages")
+    for one in ends:
+        player.tell("", "", one)
+    sent = player.wait_specs(4, "p1")
+    assert {spec.id for spec in sent} == {"u00000", "u00001", "u00002", "a00001"}
+    for id, size in (("t00001", "1MiB"), ("b00001", "1.14MiB")):
+        row = task(store, id)
+        assert (row.state, row.attempt) == (State.FAILED, 0)
+        for said in (size, "512KiB", "output_tail", "fewer parents", "files"):
+            assert said in row.reason
+    # nor does what the refused ones were given hold cores
+    for spec in sent:
+        player.run("p1", "n0", spec)
+    add(store, *(program(f"v{number:05}") for number in range(4)), now=time.time())
+    player.wait_specs(4, "p1")
 
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)

@@ -12,7 +12,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 from sqlalchemy import update
 
-from balsam_celery.service import effects
+from balsam_celery.service import effects, largest
 from balsam_celery.service.effects import Performer
 from balsam_celery.service.publish import Publisher
 from balsam_celery.states import State
@@ -23,7 +23,7 @@ from balsam_celery.store.engine import Store
 from balsam_celery.store.insert import NewTask
 from balsam_celery.store.rows import EffectKind, TaskRow
 from tests.redis_server import RedisServer
-from tests.service.acting import advance, effects_of, step
+from tests.service.acting import advance, effects_of, step, step_ended, tell
 from tests.service.running.player import Player
 from tests.store.making import add, program, task, walk
 
@@ -77,6 +77,64 @@ def test_what_can_never_be_sent_holds_up_nobody_and_fails(
     assert task(store, "c00001").state is S.FAILED
     performer.perform()
     assert not effects_of(store, "s00001")
+
+
+#: Bytes that a Redis of the test's own takes in one value: the least that can be set.
+_REDIS_TAKES = 2**20
+
+
+def test_what_no_message_holds_fails_and_holds_up_nobody(
+    own_redis: RedisServer,
+    store: Store,
+    player: Player,
+    performer: Performer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Redis closes the connection at such a message, as if it were away."""
+    monkeypatch.setattr(largest, "LARGEST", _REDIS_TAKES // 2)
+    player.client.config_set("proto-max-bulk-len", _REDIS_TAKES)
+    header = [step(f"s{number:05}") for number in range(8)]
+    body = step("b00001", parents=[one.id for one in header], inputs="list")
+    after = step("a00001", parents=["b00001"])
+    add(store, *header, body, after, now=1.0)
+    advance(store)
+    performer.perform()
+    player.raw("tasks")
+    tell(store, *(step_ended(one.id, "SUCCESS", "x" * 150_000) for one in header))
+    add(store, step("s99999"), now=2.0)
+    advance(store)
+    performer.perform()
+    assert [one.headers["id"] for one in player.raw("tasks")] == ["s99999"]
+    row = task(store, "b00001")
+    assert row.state is S.FAILED
+    for said in ("1.14MiB", "512KiB", "output_tail", "fewer parents", "files"):
+        assert said in row.reason
+    assert task(store, "a00001").state is S.FAILED
+    performer.perform()
+    assert not effects_of(store, "b00001")
+
+
+def test_a_result_that_redis_does_not_hold_is_read_from_sql(
+    own_redis: RedisServer,
+    store: Store,
+    player: Player,
+    performer: Performer,
+    app: Celery[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(largest, "LARGEST", _REDIS_TAKES // 2)
+    player.client.config_set("proto-max-bulk-len", _REDIS_TAKES)
+    add(store, step("s00001"), step("s00002"))
+    advance(store)
+    performer.perform()
+    tell(store, step_ended("s00001", "SUCCESS", "x" * 1_100_000))
+    tell(store, step_ended("s00002", "SUCCESS", "x"))
+    performer.perform()
+    assert not effects_of(store, "s00001") + effects_of(store, "s00002")
+    assert [len(app.AsyncResult(id).result) for id in ("s00001", "s00002")] == [1_100_000, 1]
+    row = task(store, "s00001")
+    assert row.state is S.JOB_FINISHED
+    assert row.reason == "its result cannot be put into Redis, only read from SQL: it takes 1.04MiB"
 
 
 def test_a_redis_that_is_full_is_no_fault_of_an_effect(
