@@ -196,9 +196,11 @@ class Engine(threading.Thread):
         """Record what was read, then take it out of the inbox and acknowledge it."""
         records = [one.record for one in letters.told]
         self._pace.note(records, self._store.clock())
+        unwanted: list[tuple[str, str]] = []
         if any(not isinstance(one, Wake) for one in records):
             for recorded in self._record(letters.told):
                 self._absorb(recorded)
+                unwanted += recorded.unwanted
         for one in records:
             if isinstance(one, WorkerLost) and not one.restarted and one.pilot:
                 self._ledger = self._ledger.lose_node(one.pilot, one.node)
@@ -208,6 +210,10 @@ class Engine(threading.Thread):
         # what is not acknowledged is sent again, but what is not dropped is read for ever
         self._inbox.drop(letters)
         self._dirty = True
+        # a Redis that is full takes no order before that has made room; its pilot registers again
+        # as long as it is not acknowledged
+        for pilot, reason in unwanted:
+            self._out.drain(pilot, reason)
         self._inbox.acknowledge(letters.reports)
 
     def _record(self, told: Sequence[Told]) -> list[Recorded]:
@@ -232,9 +238,8 @@ class Engine(threading.Thread):
             self._ledger = self._ledger.give_back(pilot, [(task, attempt)])
         self.courier.tell(recorded.changes)
         for asked in recorded.foreign:
+            # before they are dropped, for nobody asks again; a Redis that is full takes this too
             self._out.revoke(asked.ids, terminate=asked.terminate)
-        for pilot, reason in recorded.unwanted:
-            self._out.drain(pilot, reason)
         if recorded.ends:
             now = self._store.clock()
             self._suspects += self._watch.note(recorded.ends, self._ledger, now)
