@@ -151,8 +151,8 @@ def _ask_service(
 def rm(files: bool, yes: bool, as_json: bool, **options: Any) -> None:
     """Remove tasks that have ended, with their attempts and events.
 
-    All or none: one that has not ended, or that such a one waits for, refuses all. A filter without
-    --state means tasks that have ended.
+    All or none: one that has not ended, that such a one waits for, or that has an error callback
+    which is not called yet, refuses all. A filter without --state means tasks that have ended.
     """
     ids, _ = _choose(options, tuple(FINAL), "Remove", yes)
     removed = session().store.run(lambda conn: remove(conn, ids))

@@ -5,14 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, FromClause, delete, func, or_, select, union
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    FromClause,
+    Select,
+    delete,
+    func,
+    or_,
+    select,
+    union,
+)
 
 from balsam_celery.errors import InvalidInput, NotFound
 from balsam_celery.states import FINAL
 from balsam_celery.store import facts, schema
 from balsam_celery.store.allocations import CHARGED, SHOWN_FOR, SWEPT_FOR, charge
 from balsam_celery.store.queries import find_tasks
-from balsam_celery.store.rows import AllocationState, PilotState
+from balsam_celery.store.rows import AllocationState, EffectKind, PilotState
 from balsam_celery.store.sql import any_of
 
 _FINAL = sorted(state.value for state in FINAL)
@@ -90,7 +100,8 @@ def remove(conn: Connection, ids: Sequence[str]) -> list[Removed]:
 
     Raises:
         NotFound: an id does not exist.
-        InvalidInput: a task, or a task that waits for it, is not final.
+        InvalidInput: a task, or a task that waits for it, is not final, or an error callback of
+            it is still to be called.
     """
     found = find_tasks(conn, ids)
     for id in ids:
@@ -107,7 +118,19 @@ def remove(conn: Connection, ids: Sequence[str]) -> list[Removed]:
     )
     for parent, child in conn.execute(waiting):
         raise InvalidInput(f"task {parent} is still needed by {child}: kill that first")
+    calls = _to_call().where(any_of(conn, schema.effect.c.task, ids)).limit(1)
+    for id in conn.scalars(calls):
+        raise InvalidInput(
+            f"task {id} has an error callback that is not called yet: the service does that as"
+            " soon as it is up; then remove it"
+        )
     return _delete(conn, ids)
+
+
+def _to_call() -> Select[str]:
+    """Tasks with error callbacks to be called; other effects are of no use without their task."""
+    effect = schema.effect
+    return select(effect.c.task).where(effect.c.kind == EffectKind.ERRBACK.value)
 
 
 def _is_over(older_than: float, task: FromClause = schema.task) -> ColumnElement[bool]:
@@ -145,10 +168,11 @@ def _delete(conn: Connection, ids: Sequence[str]) -> list[Removed]:
     if not ids:
         return []
     task, effect = schema.task, schema.effect
-    # guarded once more: on PostgreSQL a retry may have come between
+    # guarded once more: on PostgreSQL a retry, and its end, may have come between
+    is_over = task.c.state.in_(_FINAL) & task.c.id.not_in(_to_call())
     statement = (
         delete(task)
-        .where(any_of(conn, task.c.id, ids), task.c.state.in_(_FINAL))
+        .where(any_of(conn, task.c.id, ids), is_over)
         .returning(task.c.id, task.c.work_dir)
     )
     removed = [Removed(*row) for row in conn.execute(statement)]

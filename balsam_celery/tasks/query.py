@@ -257,7 +257,8 @@ def remove(selection: Selection, *, app: Celery[Any] = site_app) -> list[prune.R
 
     Raises:
         NotFound: one of them does not exist.
-        InvalidInput: one of them, or one that waits for it, is not final.
+        InvalidInput: one of them, or one that waits for it, is not final, or an error callback of
+            it is still to be called.
     """
     chosen = select_ids(selection, app=app)
     return store_of(app).run(lambda conn: prune.remove(conn, chosen))

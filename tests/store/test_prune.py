@@ -124,6 +124,22 @@ def test_remove_is_all_or_none(store: Store) -> None:
     assert left(store) == ["task-1", "task-2"]
 
 
+def test_task_whose_error_callback_is_still_to_be_called_is_not_removed(store: Store) -> None:
+    """Nothing else knows of the callback; a result that is not told yet is lost with its task."""
+    add(store, program("task-1"), program("task-2"))
+    for id in ("task-1", "task-2"):
+        walk(store, id, [S.PREPROCESSED, S.DISPATCHED, S.RUN_ERROR, S.FAILED], now=100.0)
+    asked = [NewEffect("task-1", kind, {}) for kind in (EffectKind.RESULT, EffectKind.ERRBACK)]
+    with store.write() as conn:
+        effects.add(conn, [*asked, NewEffect("task-2", EffectKind.RESULT, {})], now=1.0)
+    said = "task-1 has an error callback that is not called yet: .*service"
+    with pytest.raises(InvalidInput, match=said), store.write() as conn:
+        remove(conn, ["task-1", "task-2"])
+    with store.write() as conn:
+        effects.done(conn, [row.id for row in effects.due(conn, 10.0, 10)])
+        assert len(remove(conn, ["task-1", "task-2"])) == 2
+
+
 def test_parent_of_a_waiting_child_is_not_removed(store: Store) -> None:
     add(store, program("task-1"), program("child1", parents=["task-1"]))
     finish(store, "task-1", at=100.0)
