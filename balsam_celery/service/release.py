@@ -68,7 +68,7 @@ def _tell_children(batch: Batch, ended: dict[str, Case]) -> None:
             met.append((child, parent))
         else:
             failed.setdefault(child, ended[parent])
-    ready = _count_down(batch, met)
+    ready = count_down(batch, met)
     for child, cause in failed.items():
         case = batch.cases[child]
         if case.state is State.AWAITING_PARENTS:
@@ -82,7 +82,7 @@ def _edges(dialect: str) -> Select[str, str]:
     return select(_EDGE.child, _EDGE.parent).where(below, _EDGE.met.is_(False))
 
 
-def _count_down(batch: Batch, met: Sequence[tuple[str, str]]) -> list[Case]:
+def count_down(batch: Batch, met: Sequence[tuple[str, str]]) -> list[Case]:
     """Mark edges met; returns the children that wait for nobody any more."""
     if not met:
         return []

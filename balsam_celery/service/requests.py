@@ -7,7 +7,7 @@ is a hint (R1). Neither needs Redis.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from sqlalchemy import Connection, bindparam, select, update
 from balsam_celery.service import steps
 from balsam_celery.service.cases import Batch, Case
 from balsam_celery.service.outcome import outcome
-from balsam_celery.service.release import make_ready, settle
+from balsam_celery.service.release import count_down, make_ready, settle
 from balsam_celery.service.transitions import awaited
 from balsam_celery.states import FINAL, ON_PILOT, State
 from balsam_celery.store import queries, schema
@@ -180,19 +180,30 @@ def retry_batch(batch: Batch, ids: Collection[str], why: str = "retried") -> Ans
         fell_with_parent = case.attempt == 0 and case.row.kill_requested is None
         if case.state in _ENDED_BADLY and fell_with_parent and id not in revived:
             revived[id] = case
-    for id, parent in _dead_ends(batch, revived).items():
+    ignored, minded = _ended_badly_above(batch, revived, named)
+    for id, parent in _dead_ends(minded, revived).items():
         del revived[id]
         if id in named:
             refused[id] = f"its parent {parent} did not finish: retry that one"
-    _revive(batch, list(revived.values()), why)
+    # those that ended while their child was killed already will not tell it again
+    met = [(id, parent) for id, parent in ignored if id in revived and parent not in revived]
+    _revive(batch, list(revived.values()), met, why)
     settle(batch)
     return Answer(done=tuple(revived), refused=refused)
 
 
-def _dead_ends(batch: Batch, revived: dict[str, Case]) -> dict[str, str]:
-    """Those that would wait for a parent which ended badly and is not revived; with the parent."""
+_Edges = Sequence[tuple[str, str]]
+
+
+def _ended_badly_above(
+    batch: Batch, revived: Collection[str], named: Collection[str]
+) -> tuple[_Edges, _Edges]:
+    """(child, parent) that ended badly and is waited for: those that the child ignores; others.
+
+    A child that is not named is revived with its parent, or not at all.
+    """
     if not revived:
-        return {}
+        return [], []
     parent = schema.task
     edges = batch.conn.execute(
         select(_EDGE.child, _EDGE.parent)
@@ -203,6 +214,17 @@ def _dead_ends(batch: Batch, revived: dict[str, Case]) -> dict[str, str]:
             parent.c.state.in_([state.value for state in _ENDED_BADLY]),
         )
     ).all()
+    ignored: list[tuple[str, str]] = []
+    minded: list[tuple[str, str]] = []
+    for child, above in edges:
+        ignores = batch.cases[child].row.on_parent_failure == "ignore"
+        goes_alone = child in named or above not in revived
+        (ignored if ignores and goes_alone else minded).append((child, above))
+    return ignored, minded
+
+
+def _dead_ends(edges: _Edges, revived: dict[str, Case]) -> dict[str, str]:
+    """Those that would wait for a parent which ended badly and is not revived; with the parent."""
     dead: dict[str, str] = {}
     while True:
         found = {
@@ -215,7 +237,7 @@ def _dead_ends(batch: Batch, revived: dict[str, Case]) -> dict[str, str]:
         dead.update(found)
 
 
-def _revive(batch: Batch, cases: Collection[Case], why: str) -> None:
+def _revive(batch: Batch, cases: Collection[Case], met: _Edges, why: str) -> None:
     fresh: dict[str, Any] = {
         "kill_requested": None, "kill_reason": "", "failures": 0, "result": None, "reason": "",
         "pilot": None, "shares": None, "ran": None, "cuts": 0,
@@ -230,7 +252,5 @@ def _revive(batch: Batch, cases: Collection[Case], why: str) -> None:
         if case.row.kind == "celery":
             steps.dispatch(batch, case)
     # what waits for nobody goes on at once
-    make_ready(
-        batch,
-        [c for c in cases if c.state is State.AWAITING_PARENTS and c.row.waiting_on == 0],
-    )
+    free = [c for c in cases if c.state is State.AWAITING_PARENTS and c.row.waiting_on == 0]
+    make_ready(batch, [*free, *count_down(batch, met)])

@@ -130,6 +130,55 @@ def test_a_child_that_was_killed_by_name_stays_killed(store: Store) -> None:
     assert task(store, "c00001").state is S.AWAITING_PARENTS
 
 
+def test_a_child_that_ignores_failures_is_retried_without_its_parent(store: Store) -> None:
+    """It was killed while it waited, and its parent failed after that."""
+    add_pilot(store, (4,))
+    add(
+        store,
+        program("p00001"),
+        program("p00002"),
+        program("c00001", parents=["p00001"], on_parent_failure="ignore"),
+        program("b00001", parents=["p00001", "p00002"], on_parent_failure="ignore"),
+        program("g00001", parents=["c00001"]),
+    )
+    start(store)
+    request_kill(store, ["c00001", "b00001"], "x")
+    tell(store, ended("p00001", code=1))
+    answer = retry(store, ["c00001", "b00001", "g00001"])
+    assert (set(answer.done), answer.refused) == ({"c00001", "b00001", "g00001"}, {})
+    assert task(store, "c00001").state is S.PREPROCESSED
+    # the one waits for its other parent, the other for one that is retried
+    row = task(store, "b00001")
+    assert (row.state, row.waiting_on) == (S.AWAITING_PARENTS, 1)
+    assert task(store, "g00001").state is S.AWAITING_PARENTS
+    # a parent that is retried beside it is waited for
+    request_kill(store, ["b00001"], "x")
+    tell(store, ended("p00002", code=1))
+    assert set(retry(store, ["b00001", "p00002"]).done) == {"b00001", "p00002"}
+    assert task(store, "b00001").state is S.AWAITING_PARENTS
+    start(store)
+    tell(store, ended("p00002", attempt=2))
+    assert task(store, "b00001").state is S.PREPROCESSED
+
+
+def test_a_child_that_ignores_failures_comes_along_with_its_parent_only(store: Store) -> None:
+    """It was not asked for by itself."""
+    add_pilot(store)
+    add(
+        store,
+        program("q00001"),
+        program("p00001", parents=["q00001"]),
+        program("c00001", parents=["p00001"], on_parent_failure="ignore"),
+    )
+    start(store)
+    request_kill(store, ["p00001"], "x")
+    tell(store, ended("q00001", code=1))
+    assert set(retry(store, ["p00001"]).refused) == {"p00001"}
+    assert task(store, "c00001").state is S.USER_KILLED
+    assert set(retry(store, ["p00001", "q00001"]).done) == {"p00001", "q00001", "c00001"}
+    assert task(store, "c00001").state is S.AWAITING_PARENTS
+
+
 def test_retry_of_a_step_sends_it_again(store: Store) -> None:
     add(store, step("s00001"))
     advance(store)
