@@ -80,6 +80,7 @@ def reap(
         record(left[first : first + _BATCH])
     if left:
         log.warning("%d attempts were cut short: %s", len(left), reason)
+    # whoever wrote to them until now leaves keys in Redis: the sweep begins to count here
     store.run(lambda conn: _end_pilots(conn, ids, row, store.clock()))
     if client is not None:
         for pilot in pilots:
@@ -136,7 +137,7 @@ def _end_pilots(conn: Connection, pilots: Sequence[str], row: AllocationRow, now
                 pilot.id,
                 LIVE_PILOTS,
                 state=PilotState.ENDED,
-                ended=row.ended if row.ended is not None else now,
+                ended=now,
                 reason=pilot.reason or row.reason,
             )
 

@@ -255,7 +255,7 @@ pilot = Table(
     Column("registered", Double, nullable=False),
     Column("heartbeat", Double, nullable=False),
     Column("end_time", Double, nullable=False),
-    Column("ended", Double),
+    Column("ended", Double),  # of an ENDED one: when it was reaped; before: its farewell
     Column("idle_since", Double),
     Column("reason", CleanText, nullable=False, server_default=""),
     Column("stop_at", Double),  # of a DRAINING one: what still runs then is ended

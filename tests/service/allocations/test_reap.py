@@ -13,6 +13,7 @@ from kombu.transport.redis import Channel
 
 from balsam_celery import keys
 from balsam_celery.outbox import Outbox
+from balsam_celery.service.housekeep import sweep
 from balsam_celery.service.patience import Hangs, Patient
 from balsam_celery.service.reap import Read, reap
 from balsam_celery.service.record import record
@@ -172,6 +173,26 @@ def test_the_keys_of_a_dead_pilot_are_deleted(
     left = set(client.scan_iter(match=f"{prefix}*"))
     assert left == {f"{kind}celery.pidbox".encode() for kind in bindings}
     assert all(client.smembers(key) == set(others) for key in left)
+
+
+def test_keys_that_come_late_are_swept_however_long_ago_the_job_ended(
+    store: Store, site: Site, client: redis.Redis, clock: Clock
+) -> None:
+    """The service was stopped for a day; what it writes while it reaps comes late too."""
+    id = running_pilot(store, site)
+    end(store, id)
+    clock.now += 86400
+    reap(store, site, id, record=Recorder(store), client=client)
+    prefix = site.settings.key_prefix
+    order = prefix + keys.pilot_queue("p1", "n0")
+    client.rpush(order, "an order to kill")
+    client.hset(keys.limits(prefix, "p1"), "n0", "1")
+    try:
+        clock.now += 60
+        sweep(store, client, site)
+        assert not client.exists(order, keys.limits(prefix, "p1"))
+    finally:
+        client.delete(order, keys.limits(prefix, "p1"))
 
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
