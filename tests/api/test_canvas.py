@@ -289,6 +289,16 @@ def test_errbacks(play: Played) -> None:
         p.apply_async((1,), link_error=field.s())
 
 
+def test_errback_of_a_task_that_never_ran(play: Played) -> None:
+    """Celery calls none: it never sends the message that holds it."""
+    p, q = play.program("p", ["p"]), play.program("q", ["q", "{0}"])
+    result = chain(p.s(1), p.s(2).on_error(q.s())).apply_async()
+    play.run(result.parent.id, code=1)
+    play.perform()
+    (errback,) = [row for row in play.rows() if row.application == "q"]
+    assert errback.argv == ["q", result.id]
+
+
 def test_errback_of_a_canvas_is_called_once(play: Played) -> None:
     p, q = play.program("p", ["p"]), play.program("q", ["q", "{0}"])
     canvas = chain(p.s(1), group(p.s(2), p.s(3)), p.s(4)).on_error(q.s())
