@@ -14,9 +14,11 @@ from balsam_celery.pilot.attempt import attempt_mark, rank_mark
 from balsam_celery.pilot.channel import Channel, ChannelBroken
 from balsam_celery.pilot.context import WorkerContext
 from balsam_celery.pilot.crew import Crew, Loss, Member, delivered
+from balsam_celery.pilot.host import Host
 from balsam_celery.pilot.link import (
     AskSweep,
     FromGang,
+    NodeDoubt,
     NodeLost,
     SweepDone,
     ToGang,
@@ -70,6 +72,7 @@ class Gang:
         crew.members.append(self._member)
         self._channel: Channel | None = None
         self._losses: list[Loss] = []
+        self._doubts: dict[str, NodeLost | NodeDoubt] = {}  # by node; a new process is told again
         self._cleaning = self._hopeless = False
         self._reason = ""
         self._cleaner = 0  # pid of the child that does it
@@ -95,6 +98,8 @@ class Gang:
         self._channel = Channel(here, PAIR_TOKEN, "head")
         with there:
             self._crew.start(self._member, there.fileno())
+        for message in self._doubts.values():
+            self._tell(message)
 
     def files(self) -> dict[int, bool]:
         """What to wait for, and whether to write."""
@@ -142,9 +147,16 @@ class Gang:
             marks.append(attempt_mark(one.attempt))
         self._sweep(one.nodes, tuple(marks), (one.attempt,), one.grace, done, 0)
 
-    def lost(self, node: str, reason: str, left: int) -> None:
-        """Tell it that a node is lost, and how many are left."""
-        self._tell(NodeLost(node, reason, left))
+    def tell_of(self, host: Host, left: int) -> None:
+        """Tell it how a node of the pilot fares, and how many are not lost."""
+        message: NodeLost | NodeDoubt
+        if host.lost:
+            message = NodeLost(host.name, host.lost, left)
+        else:
+            why = host.trouble if host.channel is None else host.asked
+            message = NodeDoubt(host.name, why)
+        self._doubts[host.name] = message
+        self._tell(message)
 
     def _tell(self, message: ToGang) -> None:
         if self._channel is not None:
