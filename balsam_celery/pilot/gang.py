@@ -33,8 +33,8 @@ from balsam_celery.wire import MalformedMessage
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between tries to make sure that a job step has ended.
-_STEP_PAUSE = 1.0
+#: Seconds between tries to make sure that a job step has ended, and to fork.
+_STEP_PAUSE = _PAUSE = 1.0
 #: Sweeps nodes: (nodes, or ``None`` for all; marks; attempts; grace; told at the end; only this
 #: signal, or 0) → number.
 SweepNodes = Callable[
@@ -76,6 +76,8 @@ class Gang:
         self._cleaning = self._hopeless = False
         self._reason = ""
         self._cleaner = 0  # pid of the child that does it
+        self._due: Callable[[], None] | None = None  # there was no room for a process
+        self._due_at = 0.0
         self._sweep_of_all = 0  # number of the sweep that follows
         self.stopping = False
         self.delivered = True
@@ -89,15 +91,35 @@ class Gang:
     @property
     def quiet(self) -> bool:
         """No process of it lives, nor of what it ran, as far as can be known."""
-        return self._member.pid is None and not self._cleaning
+        return self._member.pid is None and not self._cleaning and self._due is None
 
     def start(self, silent: frozenset[str] = frozenset()) -> None:
         """Fork it; what an earlier one had on ``silent`` nodes may live there."""
         self._member.context = replace(self._context, silent=silent)
+        self._attempt(self._fork)
+
+    def _attempt(self, what: Callable[[], None]) -> None:
+        """Do what takes a process, now or, where programs have taken all, once there is room."""
+        hindered, self._due = self._due is not None, None
+        try:
+            what()
+        except OSError as error:
+            if not hindered:
+                logger.error("worker %s: %s: trying again", self._context.name, error.strerror)
+            self._due, self._due_at = what, time.monotonic() + _PAUSE
+
+    def _fork(self) -> None:
+        if self.stopping:
+            self.delivered = False  # what the one before has left in its outbox stays there
+            return
         here, there = socket.socketpair()
         self._channel = Channel(here, PAIR_TOKEN, "head")
         with there:
-            self._crew.start(self._member, there.fileno())
+            try:
+                self._crew.fork(self._member, there.fileno())
+            except OSError:
+                self._close()
+                raise
         for message in self._doubts.values():
             self._tell(message)
 
@@ -111,6 +133,8 @@ class Gang:
         Args:
             reaped: children that have ended, with their wait status.
         """
+        if self._due is not None and time.monotonic() >= self._due_at:
+            self._attempt(self._due)
         if self._cleaner in reaped:
             status = reaped[self._cleaner]
             self._cleaner = 0
@@ -183,7 +207,7 @@ class Gang:
         self._cleaning = True
         self._reason = reason
         self._hopeless = self._member.hopeless()
-        self._clean()
+        self._attempt(self._clean)
 
     def _clean(self) -> None:
         """End launchers, which run here, and job steps; in a child, for it may take long."""
@@ -216,7 +240,7 @@ class Gang:
         """The child has ended: what is left on all nodes is swept."""
         if status != 0:
             logger.error("what worker %s has left is ended again", self._context.name)
-            self._clean()
+            self._attempt(self._clean)
             return
         mark, brands = self._context.mark, self._context.brands
         self._sweep_of_all = self._sweep(None, (mark,), brands, 0.0, self._swept, 0)
