@@ -11,6 +11,7 @@ import logging
 import queue
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -81,15 +82,25 @@ class AttemptPool(BasePool):
             self._report(attempt.ended(*stopping), True)
 
     def _dispatch(self, attempts: Sequence[Attempt]) -> None:
-        for attempt in attempts:
-            self.processed += 1
+        left = deque(attempts)
+        while left:
+            attempt = left.popleft()
             if self._idle:
                 self._idle -= 1
             else:
                 name = f"waiter-{len(self._threads) + 1}"
                 thread = threading.Thread(target=self._serve, name=name, daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    # programs have taken all processes that there can be
+                    self._slots.release(attempt)
+                    why = attempt.finish() or ("unfit", f"cannot start: {error}")
+                    self._report(attempt.ended(*why), True)
+                    left += self._slots.start()
+                    continue
                 self._threads.append(thread)
-                thread.start()
+            self.processed += 1
             self._work.put(attempt)
 
     def _serve(self) -> None:
@@ -116,9 +127,10 @@ class AttemptPool(BasePool):
                 self._idle += 1
             else:
                 self.processed += 1
-            self._dispatch(starting)
-            # before anyone is told that it runs no more: a drain must find its outcome delivered
+            # before anyone is told that it runs no more: a drain must find its outcome delivered;
+            # and before anything else, which may fail
             self._report(ended, following is None)
+            self._dispatch(starting)
             self._lock.notify_all()
         return following
 

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 
+import pytest
+
 from balsam_celery.launchers import find_launcher
 from balsam_celery.pilot.attempt import Attempt
 from balsam_celery.pilot.ending import Ending, Launched
@@ -16,6 +18,9 @@ from balsam_celery.resources import NodeShare
 from balsam_celery.settings import LauncherSettings
 from balsam_celery.wire import Ended, TaskSpec
 from tests.waiting import wait_until
+
+#: Not the pool's own, which tests make fail.
+start_thread = threading.Thread.start
 
 SPEC = TaskSpec(
     id="t1",
@@ -103,3 +108,43 @@ def test_the_end_of_the_pilot_is_told_rather_than_trouble_of_a_node() -> None:
     assert over.wait(30)
     pool.drain("the end")
     assert [(one.outcome, one.reason) for one in reports] == [("drained", "the end")]
+
+
+def test_no_thread_for_an_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has had no try; what has ended is told, and what waits behind it is not forgotten."""
+    reports: list[Ended] = []
+    begun: list[str] = []
+    gate, room = threading.Event(), threading.Event()
+
+    def run(attempt: Attempt) -> Ended:
+        begun.append(attempt.spec.id)
+        if attempt.spec.id == "wide":
+            assert gate.wait(30)
+        return ended(attempt, 0)
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name.startswith("waiter") and begun and not room.is_set():
+            raise RuntimeError("can't start new thread")
+        start_thread(thread)
+
+    def make_attempt(name: str, *cores: int) -> Attempt:
+        return Attempt(replace(SPEC, id=name, shares=(NodeShare("n0", cores),)))
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    pool = make(run, reports)
+    pool.submit([make_attempt("wide", 0, 1)])
+    wait_until(lambda: begun, 30, "it runs")
+    pool.submit([make_attempt("same", 0), make_attempt("other", 1), make_attempt("behind", 1)])
+    gate.set()
+    wait_until(lambda: len(reports) == 4, 30, "all are told")
+    found = [(one.id, one.outcome) for one in reports]
+    assert found[0] == ("wide", "exit")
+    assert sorted(found[1:]) == [("behind", "unfit"), ("other", "unfit"), ("same", "exit")]
+    assert {one.reason for one in reports if one.outcome == "unfit"} == {
+        "cannot start: can't start new thread"
+    }
+    room.set()
+    pool.submit([make_attempt("last", 0, 1)])
+    wait_until(lambda: len(reports) == 5, 30, "cores and threads are free")
+    assert (reports[-1].id, reports[-1].outcome) == ("last", "exit")
+    pool.drain("the end")
