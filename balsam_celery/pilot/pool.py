@@ -145,11 +145,11 @@ class AttemptPool(BasePool):
         code = ended.exit_code or 0
         # a shell or a launcher tells of a signal by its own exit code
         told = (ended.signal or code - 128) in _ENDING_SIGNALS
-        if ended.outcome in ("signal", "exit") and (
+        failed = ended.outcome == "signal" or (ended.outcome == "exit" and ended.exit_code != 0)
+        if failed and (
             told or (launched and code in (*_BARE_SIGNALS, _LOST_RANKS)) or self._doubt(attempt)
         ):
             self._lock.wait_for(lambda: self._stopping is not None, _CAUSE_WITHIN)
-        failed = ended.outcome == "signal" or (ended.outcome == "exit" and ended.exit_code != 0)
         if failed and self._stopping is not None:
             outcome, reason = self._stopping
             return replace(ended, outcome=outcome, reason=reason)
