@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 COMPACT_ABOVE = 8_000_000
 #: Attempts remembered, so that a message that comes twice starts nothing twice. A node runs as many
 #: in some minutes at best; what Redis has forgotten, or a service sends again, is seconds old.
+#: Those whose outcome is owed are remembered beside them.
 REMEMBERED = 20_000
 #: Runs of this many seconds are worth a wait for the disk.
 SYNC_ABOVE = 10.0
@@ -121,6 +122,7 @@ class Outbox:
         self._held: dict[Attempt, tuple[str, ...]] = {}  # with its nodes, if it spans several
         self._unacked: dict[int, tuple[Attempt, str]] = {}
         self._seen: OrderedDict[str, int] = OrderedDict()
+        self._open: dict[str, int] = {}  # the latest attempts that are held or unacknowledged
         self._next = 1
         if path.exists():
             self._replay()
@@ -137,17 +139,19 @@ class Outbox:
                 case ["received", attempts]:
                     for task, attempt, *spanned in attempts:
                         self._held[(task, attempt)] = tuple(*spanned)
+                        self._open[task] = attempt
                         self._remember(task, attempt)
                 case ["ended", number, record]:
                     key = (record["id"], record["attempt"])
                     self._held.pop(key, None)
+                    self._open.setdefault(*key)
                     self._remember(*key)
                     text = json.dumps(record, separators=(",", ":"))
                     self._unacked[number] = (key, text)
                     self._next = max(self._next, number + 1)
                 case ["acked", numbers]:
                     for number in numbers:
-                        self._unacked.pop(number, None)
+                        self._forget(number)
                         self._next = max(self._next, number + 1)
                 case ["seen", attempts]:
                     for task, attempt in attempts.items():
@@ -175,6 +179,15 @@ class Outbox:
         while len(self._seen) > REMEMBERED:
             self._seen.popitem(last=False)
 
+    def _forget(self, number: int) -> bool:
+        """An outcome is recorded; false when there is none of that number."""
+        if number not in self._unacked:
+            return False
+        (task, attempt), _ = self._unacked.pop(number)
+        if self._open.get(task) == attempt:
+            del self._open[task]
+        return True
+
     def receive(
         self, attempts: Iterable[Attempt], nodes: Mapping[Attempt, tuple[str, ...]] | None = None
     ) -> list[Attempt]:
@@ -187,7 +200,9 @@ class Outbox:
         with self._lock:
             new = {}
             for task, attempt in attempts:
-                if attempt > self._seen.get(task, 0):
+                # a long one may be forgotten by the number of those that came since
+                if attempt > max(self._seen.get(task, 0), self._open.get(task, 0)):
+                    self._open[task] = attempt
                     new[(task, attempt)] = nodes.get((task, attempt), ()) if nodes else ()
                     self._remember(task, attempt)
             if new:
@@ -205,6 +220,7 @@ class Outbox:
             for outcome, (number, text) in zip(outcomes, numbered, strict=True):
                 key = (outcome.id, outcome.attempt)
                 self._held.pop(key, None)
+                self._open.setdefault(*key)
                 self._unacked[number] = (key, text)
             self._write(b"".join(_ended_line(n, text) for n, text in numbered), sync=sync)
         return numbered
@@ -212,7 +228,7 @@ class Outbox:
     def acknowledge(self, numbers: Iterable[int]) -> None:
         """Forget outcomes that the service has recorded."""
         with self._lock:
-            known = [number for number in numbers if self._unacked.pop(number, None)]
+            known = [number for number in numbers if self._forget(number)]
             if known:
                 self._write(_line(["acked", known]), sync=False)
             if self._size > self._compact_above:

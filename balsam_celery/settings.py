@@ -285,6 +285,12 @@ def parse(plain: dict[str, Any]) -> Settings:
             f"pilot.silence_timeout is {settings.pilot.silence_timeout}: give 10s or more, for a"
             " node that is only slow is not lost"
         )
+    grace, margin = settings.site.kill_grace, settings.pilot.drain_margin
+    if margin <= grace:
+        raise InvalidInput(
+            f"pilot.drain_margin is {margin}: give more than site.kill_grace, which is {grace},"
+            " or the scheduler ends what has that grace yet"
+        )
     for key in ("nodes", "cores_per_node"):
         if getattr(settings.local, key) < 1:
             raise InvalidInput(f"local.{key} is {getattr(settings.local, key)}: give 1 or more")

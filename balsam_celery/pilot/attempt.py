@@ -44,6 +44,7 @@ class Attempt:
         launched: set before its process is started when that is a launcher.
         own_steps: its program was seen to have made job steps itself, which may be there yet.
         over: the leader has ended; no verdict is taken any more.
+        doubt: why its failure need not be its own: a node of it had trouble while it ran; "": none.
         peak: bytes of memory that its leader was seen to have at the most.
     """
 
@@ -52,6 +53,7 @@ class Attempt:
         "_leader",
         "_lock",
         "deadline",
+        "doubt",
         "launched",
         "over",
         "own_steps",
@@ -76,6 +78,7 @@ class Attempt:
         self.own_steps = False
         self.verdict: tuple[Outcome, str] | None = None
         self.over = False
+        self.doubt = ""
         self.peak = 0
         self._lock = threading.Lock()
 
@@ -108,6 +111,10 @@ class Attempt:
             marks=frozenset((self.mark,)),
             attempts=frozenset((self.brand,)),
         )
+
+    def is_on(self, node: str) -> bool:
+        """Some of its cores are there."""
+        return any(share.node == node for share in self.spec.shares)
 
     def has_started(self, pid: int, started: float) -> bool:
         """Its program runs now; true when a verdict came before anyone could act on it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import select
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 #: A worker that died so often within so many seconds is not started again.
 _DEATHS, _WITHIN = 5, 60.0
+#: Seconds between tries to fork a worker for which there was no room.
+_AGAIN = 1.0
 
 #: ``restarted``: a new one took its queue. ``unknown``: it is given up, and what lives of it nobody
 #: can tell yet. ``gone``: nothing of one that was given up lives.
@@ -88,6 +91,7 @@ class Crew:
     Attributes:
         members: one for each worker.
         others: pids of children that are no workers.
+        waiting: members that get a process once there is room for one.
     """
 
     def __init__(
@@ -98,23 +102,56 @@ class Crew:
         self._before_fork = before_fork
         self.members: list[Member] = []
         self.others: set[int] = set()
+        self.waiting: list[Member] = []
+        self._next_try = 0.0
 
     @property
     def living(self) -> list[Member]:
         """Those that have a process."""
         return [member for member in self.members if member.pid is not None]
 
-    def start(self, member: Member, sweeps: int | None = None) -> None:
-        """Fork a worker; ``sweeps`` is its end of the channel by which it asks for sweeps."""
+    def start(self, member: Member) -> None:
+        """Fork a worker now, or, where programs have taken all processes, once there is room."""
+        try:
+            self.fork(member)
+        except OSError as error:
+            logger.error("worker %s: %s: trying again", member.context.name, error.strerror)
+            self.waiting.append(member)
+            self._next_try = time.monotonic() + _AGAIN
+
+    def fork(self, member: Member, sweeps: int | None = None) -> None:
+        """Fork a worker; ``sweeps`` is its end of the channel by which it asks for sweeps.
+
+        Raises:
+            OSError: there is no room for a process or a descriptor.
+        """
         inherited = self._before_fork()
         ready, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        pid = worker.fork(member.context, self._app, write, self._parent, inherited, sweeps)
-        os.close(write)
+        try:
+            pid = worker.fork(member.context, self._app, write, self._parent, inherited, sweeps)
+        except OSError:
+            os.close(ready)
+            raise
+        finally:
+            os.close(write)
         member.began(pid, ready)
         logger.info("worker %s: process %d", member.context.name, pid)
 
+    def _start_waiting(self) -> None:
+        if not self.waiting or time.monotonic() < self._next_try:
+            return
+        self._next_try = time.monotonic() + _AGAIN
+        with contextlib.suppress(OSError):
+            while self.waiting:
+                self.fork(self.waiting[0])
+                del self.waiting[0]
+
     def reap(self) -> tuple[list[tuple[Member, int]], dict[int, int]]:
-        """Reap children; returns workers and other children among them with their wait status."""
+        """Reap children; returns workers and other children among them with their wait status.
+
+        Also a good moment for those that wait to be started.
+        """
+        self._start_waiting()
         workers: list[tuple[Member, int]] = []
         others: dict[int, int] = {}
         while True:

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from balsam_celery.pilot.children import fork_with_pipe
+
 logger = logging.getLogger(__name__)
 
 INCARNATION = "incarnation"
@@ -34,6 +36,7 @@ class Fence:
         self._adopt = adopt
         self._answer = -1
         self._next = 0.0
+        self._hindered = False
 
     def raise_up(self) -> None:
         """This is the newest incarnation.
@@ -61,8 +64,15 @@ class Fence:
         return answer == _YES
 
     def _look(self) -> None:
-        self._answer, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        pid = os.fork()
+        try:
+            pid, self._answer, write = fork_with_pipe()
+        except OSError as error:
+            # programs may have taken all processes that there can be: later looks will do
+            if not self._hindered:
+                logger.error("%s cannot be looked at: %s: trying again", self._file, error.strerror)
+            self._hindered = True
+            return
+        self._hindered = False
         if pid:
             os.close(write)
             self._adopt(pid)

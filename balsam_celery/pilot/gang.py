@@ -14,9 +14,11 @@ from balsam_celery.pilot.attempt import attempt_mark, rank_mark
 from balsam_celery.pilot.channel import Channel, ChannelBroken
 from balsam_celery.pilot.context import WorkerContext
 from balsam_celery.pilot.crew import Crew, Loss, Member, delivered
+from balsam_celery.pilot.host import Host
 from balsam_celery.pilot.link import (
     AskSweep,
     FromGang,
+    NodeDoubt,
     NodeLost,
     SweepDone,
     ToGang,
@@ -31,8 +33,8 @@ from balsam_celery.wire import MalformedMessage
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between tries to make sure that a job step has ended.
-_STEP_PAUSE = 1.0
+#: Seconds between tries to make sure that a job step has ended, and to fork.
+_STEP_PAUSE = _PAUSE = 1.0
 #: Sweeps nodes: (nodes, or ``None`` for all; marks; attempts; grace; told at the end; only this
 #: signal, or 0) → number.
 SweepNodes = Callable[
@@ -70,9 +72,12 @@ class Gang:
         crew.members.append(self._member)
         self._channel: Channel | None = None
         self._losses: list[Loss] = []
+        self._doubts: dict[str, NodeLost | NodeDoubt] = {}  # by node; a new process is told again
         self._cleaning = self._hopeless = False
         self._reason = ""
         self._cleaner = 0  # pid of the child that does it
+        self._due: Callable[[], None] | None = None  # there was no room for a process
+        self._due_at = 0.0
         self._sweep_of_all = 0  # number of the sweep that follows
         self.stopping = False
         self.delivered = True
@@ -86,15 +91,37 @@ class Gang:
     @property
     def quiet(self) -> bool:
         """No process of it lives, nor of what it ran, as far as can be known."""
-        return self._member.pid is None and not self._cleaning
+        return self._member.pid is None and not self._cleaning and self._due is None
 
     def start(self, silent: frozenset[str] = frozenset()) -> None:
         """Fork it; what an earlier one had on ``silent`` nodes may live there."""
         self._member.context = replace(self._context, silent=silent)
+        self._attempt(self._fork)
+
+    def _attempt(self, what: Callable[[], None]) -> None:
+        """Do what takes a process, now or, where programs have taken all, once there is room."""
+        hindered, self._due = self._due is not None, None
+        try:
+            what()
+        except OSError as error:
+            if not hindered:
+                logger.error("worker %s: %s: trying again", self._context.name, error.strerror)
+            self._due, self._due_at = what, time.monotonic() + _PAUSE
+
+    def _fork(self) -> None:
+        if self.stopping:
+            self.delivered = False  # what the one before has left in its outbox stays there
+            return
         here, there = socket.socketpair()
         self._channel = Channel(here, PAIR_TOKEN, "head")
         with there:
-            self._crew.start(self._member, there.fileno())
+            try:
+                self._crew.fork(self._member, there.fileno())
+            except OSError:
+                self._close()
+                raise
+        for message in self._doubts.values():
+            self._tell(message)
 
     def files(self) -> dict[int, bool]:
         """What to wait for, and whether to write."""
@@ -106,6 +133,8 @@ class Gang:
         Args:
             reaped: children that have ended, with their wait status.
         """
+        if self._due is not None and time.monotonic() >= self._due_at:
+            self._attempt(self._due)
         if self._cleaner in reaped:
             status = reaped[self._cleaner]
             self._cleaner = 0
@@ -142,9 +171,16 @@ class Gang:
             marks.append(attempt_mark(one.attempt))
         self._sweep(one.nodes, tuple(marks), (one.attempt,), one.grace, done, 0)
 
-    def lost(self, node: str, reason: str, left: int) -> None:
-        """Tell it that a node is lost, and how many are left."""
-        self._tell(NodeLost(node, reason, left))
+    def tell_of(self, host: Host, left: int) -> None:
+        """Tell it how a node of the pilot fares, and how many are not lost."""
+        message: NodeLost | NodeDoubt
+        if host.lost:
+            message = NodeLost(host.name, host.lost, left)
+        else:
+            why = host.trouble if host.channel is None else host.asked
+            message = NodeDoubt(host.name, why)
+        self._doubts[host.name] = message
+        self._tell(message)
 
     def _tell(self, message: ToGang) -> None:
         if self._channel is not None:
@@ -171,7 +207,7 @@ class Gang:
         self._cleaning = True
         self._reason = reason
         self._hopeless = self._member.hopeless()
-        self._clean()
+        self._attempt(self._clean)
 
     def _clean(self) -> None:
         """End launchers, which run here, and job steps; in a child, for it may take long."""
@@ -204,7 +240,7 @@ class Gang:
         """The child has ended: what is left on all nodes is swept."""
         if status != 0:
             logger.error("what worker %s has left is ended again", self._context.name)
-            self._clean()
+            self._attempt(self._clean)
             return
         mark, brands = self._context.mark, self._context.brands
         self._sweep_of_all = self._sweep(None, (mark,), brands, 0.0, self._swept, 0)

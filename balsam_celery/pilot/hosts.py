@@ -142,6 +142,8 @@ class Hosts(Staff):
             self._order_sweep(host, order)
         if self._stopping or host.lost:
             self._order(host, link.Drain(host.lost or "the pilot ends", alone=not self._stopping))
+        else:
+            self._tell_gang(host)
         self._take(host, texts)
 
     def _hear(self) -> None:
@@ -158,7 +160,7 @@ class Hosts(Staff):
                     self._take(host, texts)
             elif host.late and not host.lost and self._decided:
                 self._lost(host, host.trouble)
-            if host.over:
+            if host.over and not host.vacant:
                 self._vacant(host)
 
     def _beat(self) -> None:
@@ -201,6 +203,7 @@ class Hosts(Staff):
                 self._sweeping.confirmed(host.name, message.number)
             case link.Drains():
                 host.asked, host.asked_at = message.reason, time.monotonic()
+                self._tell_gang(host)
             case link.Drained():
                 host.drained = message.delivered
                 if host.released:
@@ -230,6 +233,7 @@ class Hosts(Staff):
             self._lost(host, host.trouble)
         else:
             self._launches.again(host)
+            self._tell_gang(host)
 
     # losses
 
@@ -245,27 +249,24 @@ class Hosts(Staff):
             host.start.stop()
         if host.used:
             self._losses.append(self._loss(host, reason, "unknown"))
-            self._tell_gang(host)
+        self._tell_gang(host)
 
     def _gone(self, host: Host) -> None:
         """Nothing lives that the worker of a lost node has left."""
-        if host.gone:
-            return
-        host.gone = True
-        if host.used:
+        if host.used and not host.gone:
             self._losses.append(self._loss(host, host.lost, "gone"))
+        host.gone = True
 
     def _vacant(self, host: Host) -> None:
         """No process at all lives on a node."""
-        if not host.vacant:
-            host.vacant = True
-            self._gone(host)
-            self._sweeping.gone(host.name)
+        host.vacant = True
+        self._gone(host)
+        self._sweeping.gone(host.name)
 
     def _tell_gang(self, host: Host) -> None:
         if self._gang is not None and host.used:
             left = sum(one.used and not one.lost for one in self._hosts.values())
-            self._gang.lost(host.name, host.lost, left)
+            self._gang.tell_of(host, left)
 
     def lose(self, node: str, reason: str, *, given_back: bool = False) -> None:
         host = self._hosts.get(node)
@@ -383,10 +384,9 @@ class Hosts(Staff):
         """Let the keepers go; what they have not said by now is not known."""
         self._left = True
         self._leave_at = time.monotonic() + _LEAVING
-        used = [host for host in self._hosts.values() if host.used]
         gang = self._gang
         self.delivered = gang is None or (gang.delivered and gang.quiet)
-        self.delivered &= all(host.gone or host.drained for host in used)
+        self.delivered &= all(h.gone or h.drained for h in self._hosts.values() if h.used)
         for host in self._hosts.values():
             self._order(host, link.Leave())
 

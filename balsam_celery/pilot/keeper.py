@@ -104,6 +104,7 @@ class Keeper:
         self._crew.members.append(self._member)
         self._crew.others.add(helper)
         self._sweeps: dict[int, Sweep] = {}  # by pid of the child that does it
+        self._unswept: list[Sweep] = []  # there was no room for a child
         self._started = self._told = self._draining = self._killed = self._left = False
         self._drained: bool | None = None
         self._trouble = ""
@@ -196,6 +197,9 @@ class Keeper:
 
     def _reap(self) -> None:
         workers, others = self._crew.reap()
+        orders, self._unswept = self._unswept, []
+        for order in orders:
+            self._sweep(order, again=True)
         for member, status in workers:
             if self._draining:
                 self._crew.end_programs(member)
@@ -205,14 +209,14 @@ class Keeper:
             loss = self._crew.replace(member, status)
             self._say(Died(loss.reason, loss.fate == "restarted"))
         for pid, status in others.items():
-            order = self._sweeps.pop(pid, None)
-            if order is None:
+            done = self._sweeps.pop(pid, None)
+            if done is None:
                 continue  # the helper
             if status == 0:
-                self._say(Swept(order.number))
+                self._say(Swept(done.number))
             else:
-                logger.error("sweep %d failed: again", order.number)
-                self._sweep(order)
+                logger.error("sweep %d failed: again", done.number)
+                self._sweep(done)
 
     # orders
 
@@ -255,9 +259,15 @@ class Keeper:
             except ChannelBroken as error:
                 self._abandoned(str(error))
 
-    def _sweep(self, order: Sweep) -> None:
+    def _sweep(self, order: Sweep, *, again: bool = False) -> None:
         """In a child: it may take long, and this process has to listen."""
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            if not again:
+                logger.error("sweep %d: %s: trying again", order.number, error.strerror)
+            self._unswept.append(order)
+            return
         if pid == 0:
             status = 1
             try:
@@ -291,8 +301,10 @@ class Keeper:
         self._kill_at = time.monotonic() + patience + STOP_SLACK
         self._crew.signal(ALONE if alone else TOGETHER)
         if not self._crew.living:
-            self._drained = True
-            self._say(Drained(True))
+            # what one that could not be started again has left in its outbox stays there
+            self._drained = not self._crew.waiting
+            self._crew.waiting = []
+            self._say(Drained(self._drained))
 
     def _stop(self) -> None:
         """See to it that a draining worker ends, and, without a pilot, all else."""

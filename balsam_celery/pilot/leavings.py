@@ -12,6 +12,7 @@ from dataclasses import replace
 from balsam_celery import procs
 from balsam_celery.celeryapp import redis_client
 from balsam_celery.outbox import Outbox
+from balsam_celery.pilot.children import fork_with_pipe
 from balsam_celery.pilot.context import WorkerContext
 from balsam_celery.pilot.post import Post
 from balsam_celery.wire import Ended, WorkerLost
@@ -90,18 +91,23 @@ class Leavings:
         if said == _DONE:
             return True
         self._let_go()
-        now = time.monotonic()
-        self._next = now + _AGAIN
-        self._give_up_at = min(self._give_up_at, now + self._patience)
-        self._trouble = said.decode(errors="replace") or "the process that reads it has died"
-        logger.error("%s: %s: trying again", self._context.outbox_path, self._trouble)
+        self._give_up_at = min(self._give_up_at, time.monotonic() + self._patience)
+        self._failed(said.decode(errors="replace") or "the process that reads it has died")
         return False
+
+    def _failed(self, trouble: str) -> None:
+        self._next = time.monotonic() + _AGAIN
+        self._trouble = trouble
+        logger.error("%s: %s: trying again", self._context.outbox_path, trouble)
 
     def _begin(self) -> None:
         inherited = [*self._before_fork()]
-        self._answer, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         parent = os.getpid()
-        pid = os.fork()
+        try:
+            pid, self._answer, write = fork_with_pipe()
+        except OSError as error:
+            self._failed(f"no process can read it: {error.strerror}")
+            return
         if pid:
             os.close(write)
             self._adopt(pid)

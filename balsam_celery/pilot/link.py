@@ -143,10 +143,18 @@ class NodeLost:
     left: int
 
 
+@dataclass(frozen=True, slots=True)
+class NodeDoubt:
+    """To the gang worker: why what ran on a node may have ended with it; "": it is there again."""
+
+    node: str
+    reason: str
+
+
 FromKeeper = Hello | Consumes | Trouble | Died | Swept | Drains | Drained | Beat
 ToKeeper = Drain | Sweep | Leave | Beat
 FromGang = AskSweep
-ToGang = SweepDone | NodeLost
+ToGang = SweepDone | NodeLost | NodeDoubt
 Message = FromKeeper | ToKeeper | FromGang | ToGang
 _NAMES: dict[str, type[Any]] = {cls.__name__: cls for cls in typing.get_args(Message)}
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 NAMES = ("stdout", "stderr")
 _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
@@ -36,19 +39,31 @@ class Output:
         """Close both, remove those that stayed empty, and return their last ``length`` bytes.
 
         A tail is text whatever the program wrote: what is not UTF-8, and NUL, which SQL text
-        cannot hold, become replacement characters.
+        cannot hold, become replacement characters. The program has ended, however its file system
+        fares: a file of which that cannot tell any more has no tail.
         """
         tails = ["", ""]
-        for index, (file, path) in enumerate(zip(self.files, self._paths, strict=False)):
-            size = os.fstat(file).st_size
-            os.close(file)
+        files, self.files = self.files, []
+        for index, (file, path) in enumerate(zip(files, self._paths, strict=False)):
+            try:
+                size = _close(file)
+            except OSError as error:
+                logger.warning("%s: %s: its end is not known", path, error.strerror)
+                continue
             if size == 0:
                 with contextlib.suppress(OSError):  # removed, or replaced, by the program
                     os.unlink(path)  # noqa: PTH108 - one call for each of thousands a second
             elif length:
                 tails[index] = tail(path, length)
-        self.files = []
         return tails[0], tails[1]
+
+
+def _close(file: int) -> int:
+    """Close a file, whatever comes of it; returns its size in bytes."""
+    try:
+        return os.fstat(file).st_size
+    finally:
+        os.close(file)
 
 
 def tail(path: str, length: int) -> str:

@@ -11,6 +11,7 @@ import logging
 import queue
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -58,6 +59,7 @@ class AttemptPool(BasePool):
         self._idle = 0
         self._work: queue.SimpleQueue[Attempt] = queue.SimpleQueue()
         self._stopping: tuple[Outcome, str] | None = None
+        self._doubts: dict[str, str] = {}  # why nodes may be lost, by name
         self.processed = 0
 
     def attach(self, slots: Slots, run: Run, ending: Ending, report: Report) -> None:
@@ -80,15 +82,25 @@ class AttemptPool(BasePool):
             self._report(attempt.ended(*stopping), True)
 
     def _dispatch(self, attempts: Sequence[Attempt]) -> None:
-        for attempt in attempts:
-            self.processed += 1
+        left = deque(attempts)
+        while left:
+            attempt = left.popleft()
             if self._idle:
                 self._idle -= 1
             else:
                 name = f"waiter-{len(self._threads) + 1}"
                 thread = threading.Thread(target=self._serve, name=name, daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    # programs have taken all processes that there can be
+                    self._slots.release(attempt)
+                    why = attempt.finish() or ("unfit", f"cannot start: {error}")
+                    self._report(attempt.ended(*why), True)
+                    left += self._slots.start()
+                    continue
                 self._threads.append(thread)
-                thread.start()
+            self.processed += 1
             self._work.put(attempt)
 
     def _serve(self) -> None:
@@ -107,7 +119,7 @@ class AttemptPool(BasePool):
             self._ending.end(attempt, 0)
             ended = attempt.ended("lost", f"a fault of the pilot: {error!r}")
         with self._lock:
-            ended = self._with_cause(ended, launched=attempt.launched is not None)
+            ended = self._with_cause(ended, attempt)
             self._slots.release(attempt)
             starting = self._slots.start() if self._stopping is None else []
             following = starting.pop(0) if starting else None
@@ -115,30 +127,50 @@ class AttemptPool(BasePool):
                 self._idle += 1
             else:
                 self.processed += 1
-            self._dispatch(starting)
-            # before anyone is told that it runs no more: a drain must find its outcome delivered
+            # before anyone is told that it runs no more: a drain must find its outcome delivered;
+            # and before anything else, which may fail
             self._report(ended, following is None)
+            self._dispatch(starting)
             self._lock.notify_all()
         return following
 
-    def _with_cause(self, ended: Ended, *, launched: bool) -> Ended:
-        """``ended``, or the outcome of :meth:`drain` where the pilot's end is what ended it.
+    def _with_cause(self, ended: Ended, attempt: Attempt) -> Ended:
+        """``ended``, or ``lost`` where a node of it had trouble, or the outcome of :meth:`drain`.
 
         Who ends a whole allocation signals programs and worker in any order: an end by a signal
-        that is not ours waits for a moment to see whether the worker is to stop too.
+        that is not ours waits for a moment to see whether the worker is to stop too. A launcher
+        that loses a node ends before anybody is sure of the loss, with an exit code of its own.
         """
+        launched = attempt.launched is not None
         code = ended.exit_code or 0
         # a shell or a launcher tells of a signal by its own exit code
         told = (ended.signal or code - 128) in _ENDING_SIGNALS
-        if ended.outcome in ("signal", "exit") and (
-            told or (launched and code in (*_BARE_SIGNALS, _LOST_RANKS))
+        failed = ended.outcome == "signal" or (ended.outcome == "exit" and ended.exit_code != 0)
+        if failed and (
+            told or (launched and code in (*_BARE_SIGNALS, _LOST_RANKS)) or self._doubt(attempt)
         ):
             self._lock.wait_for(lambda: self._stopping is not None, _CAUSE_WITHIN)
-        failed = ended.outcome == "signal" or (ended.outcome == "exit" and ended.exit_code != 0)
         if failed and self._stopping is not None:
             outcome, reason = self._stopping
             return replace(ended, outcome=outcome, reason=reason)
+        if failed and (doubt := self._doubt(attempt)):
+            return replace(ended, outcome="lost", reason=f"{doubt} ({ended.reason})")
         return ended
+
+    def _doubt(self, attempt: Attempt) -> str:
+        nodes = [share.node for share in attempt.spec.shares if share.node in self._doubts]
+        return attempt.doubt or (self._doubts[nodes[0]] if nodes else "")
+
+    def doubt(self, node: str, reason: str) -> None:
+        """A node may be lost, and with it what runs there now or later, until the reason is ""."""
+        with self._lock:
+            if reason:
+                self._doubts[node] = reason
+                return
+            past = self._doubts.pop(node, "")
+            for attempt in self._slots.running.values():
+                if past and attempt.is_on(node):
+                    attempt.doubt = past
 
     def running(self) -> list[Attempt]:
         """Attempts that run."""

@@ -138,7 +138,7 @@ class OneHost(Staff):
 
     @property
     def deserted(self) -> bool:
-        return not self._crew.living
+        return not self._crew.living and not self._crew.waiting
 
     def lose(self, node: str, reason: str, *, given_back: bool = False) -> None:
         """One host is lost as a whole, and then nobody asks; a virtual node may be given back."""
@@ -152,6 +152,9 @@ class OneHost(Staff):
         self._stopping = True
         patience = self._context.patience(time.time())
         self._kill_at = time.monotonic() + patience + STOP_SLACK
+        # what the one before has left in its outbox stays there
+        self.delivered = self.delivered and not self._crew.waiting
+        self._crew.waiting = []
         self._crew.signal(signal.SIGTERM)
 
     @property

@@ -104,6 +104,10 @@ class Supervisor:
         except StartError as error:
             reason, status = str(error), 1
             tell_error(self._context, reason)
+        except OSError as error:
+            # an end without a drain would take all that runs, on every node
+            logger.exception("a fault of the pilot")
+            reason, status = f"a fault of the pilot: {error}", 1
         self._drain(reason)
         return status
 

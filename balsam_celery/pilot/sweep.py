@@ -13,7 +13,15 @@ from collections.abc import Callable
 
 from balsam_celery.pilot.attempt import Attempt, attempt_brand
 from balsam_celery.pilot.channel import Channel, ChannelBroken
-from balsam_celery.pilot.link import AskSweep, NodeLost, SweepDone, ToGang, decode_message, encode
+from balsam_celery.pilot.link import (
+    AskSweep,
+    NodeDoubt,
+    NodeLost,
+    SweepDone,
+    ToGang,
+    decode_message,
+    encode,
+)
 from balsam_celery.pilot.signals import wait
 from balsam_celery.wire import MalformedMessage
 
@@ -30,13 +38,15 @@ class Sweeper(threading.Thread):
 
     Args:
         connection: the worker's end of the pair.
-        on_lost: told of nodes that were lost.
+        on_trouble: told of nodes that were lost or may be, before any answer that comes later.
     """
 
-    def __init__(self, connection: socket.socket, on_lost: Callable[[NodeLost], None]) -> None:
+    def __init__(
+        self, connection: socket.socket, on_trouble: Callable[[NodeLost | NodeDoubt], None]
+    ) -> None:
         super().__init__(name="sweeper", daemon=True)
         self._channel = Channel(connection, PAIR_TOKEN, "node")
-        self._on_lost = on_lost
+        self._on_trouble = on_trouble
         self._lock = threading.Condition()
         self._number = 0
         self._answers: dict[int, str] = {}
@@ -107,5 +117,5 @@ class Sweeper(threading.Thread):
                 with self._lock:
                     self._answers[message.number] = message.unconfirmed
                     self._lock.notify_all()
-            case NodeLost():
-                self._on_lost(message)
+            case NodeLost() | NodeDoubt():
+                self._on_trouble(message)

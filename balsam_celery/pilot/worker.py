@@ -25,7 +25,7 @@ from balsam_celery.pilot.context import Parent, WorkerContext
 from balsam_celery.pilot.courier import Courier
 from balsam_celery.pilot.desk import Desk
 from balsam_celery.pilot.earlier import Earlier
-from balsam_celery.pilot.link import NodeLost
+from balsam_celery.pilot.link import NodeDoubt, NodeLost
 from balsam_celery.pilot.pidfiles import write_pid_file
 from balsam_celery.pilot.pool import AttemptPool
 from balsam_celery.pilot.process import Spawner
@@ -193,18 +193,23 @@ def _sweeper(sweeps: int | None, pool: AttemptPool) -> Sweeper | None:
     if sweeps is None:
         return None
 
-    def lost(message: NodeLost) -> None:
+    def trouble(message: NodeLost | NodeDoubt) -> None:
+        node, reason = message.node, message.reason
+        if isinstance(message, NodeDoubt):
+            pool.doubt(node, reason and f"its node {node} had trouble: {reason}")
+            return
         pool.limit = min(pool.limit, message.left)
-        reason = f"its node {message.node} was lost: {message.reason}"
+        reason = f"its node {node} was lost: {reason}"
+        pool.doubt(node, reason)
         pool.condemn(
             [
                 (attempt.key, "lost", reason)
                 for attempt in (*pool.waiting(), *pool.running())
-                if any(share.node == message.node for share in attempt.spec.shares)
+                if attempt.is_on(node)
             ]
         )
 
-    return Sweeper(socket.socket(fileno=sweeps), lost)
+    return Sweeper(socket.socket(fileno=sweeps), trouble)
 
 
 def _thread_failed(arguments: threading.ExceptHookArgs) -> None:

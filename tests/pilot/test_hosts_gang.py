@@ -152,6 +152,43 @@ def test_a_node_is_lost_under_a_task(head: Service, tmp_path: Path) -> None:
     assert pilot.inspect("stats", keys.GANG)["pool"]["max-concurrency"] == 3
 
 
+@pytest.mark.parametrize("how", ["lost", "renewed"])
+def test_a_node_is_lost_once_the_launcher_has_ended(
+    head: Service, tmp_path: Path, how: str
+) -> None:
+    """The launcher sees it at once and fails; that was not the program's doing."""
+    pilot = head.start([1, 1, 1], virtual=False)
+    pids = tmp_path / "pids"
+    shares = whole(pilot, "n1", "n2")
+    pilot.run(pilot.spec("first", *NASTY, "plain", str(pids), shares=shares), node=keys.GANG)
+    found = wait_until(pids_in(pids, 2), 60, "all ranks run")
+    keeper = pilot.identity_of("n1.keeper")
+    procs.send(keeper, signal.SIGSTOP)
+    [active] = pilot.inspect("active", keys.GANG)
+    os.kill(found[0], signal.SIGKILL)
+    wait_until(lambda: procs.identity(active["worker_pid"]) is None, 30, "the launcher has ended")
+    if how == "lost":
+        order = wire.encode(PilotOrder("lose", "node n1 is down", "n1"))
+        head.client.rpush(keys.control(head.prefix, pilot.id), order)
+        wait_until(lambda: head.all(WorkerLost), 20, "the node is lost")
+        procs.send(keeper, signal.SIGCONT)
+    else:
+        procs.send(keeper, signal.SIGKILL)
+    ended = head.ended("first", timeout=60)
+    node = "its node n1 was lost: node n1 is down" if how == "lost" else "its node n1 had trouble"
+    assert ended.outcome == "lost"
+    assert ended.reason.startswith(node)
+    assert "exit code" in ended.reason
+    pilot.run(pilot.spec("next", "/bin/false", shares=whole(pilot, "n0", "n2")), node=keys.GANG)
+    assert head.ended("next", timeout=60).outcome == "exit", "its own failure"
+    if how == "lost":
+        os.kill(pilot.pid_of(keys.GANG), signal.SIGKILL)
+        wait_until(lambda: len(head.all(WorkerLost)) > 2, 30, "a new gang worker is there")
+        late = pilot.spec("late", "/bin/false", shares=shares)
+        pilot.run(late, node=keys.GANG)
+        assert head.ended("late", timeout=60).outcome == "lost", "it knows, too"
+
+
 def test_drain(head: Service, tmp_path: Path) -> None:
     """Everything ends with it, on all nodes, and all of it is told."""
     pilot = head.start([1, 1, 1], virtual=False)

@@ -168,3 +168,23 @@ def test_a_full_disk_that_has_room_for_a_short_line(path: Path, again: str) -> N
     assert "long" in {decode(Ended, _without_type(text)).id for _, text in left.unacknowledged()}
     left.close()
     box.close()
+
+
+def test_what_runs_or_is_owed_is_never_forgotten(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message that comes again would start it beside itself, however many came since."""
+    monkeypatch.setattr(module, "REMEMBERED", 3)
+    box = Outbox(path)
+    box.receive([("runs", 2), ("owed", 1), ("over", 1)])
+    box.end([ended("owed")])
+    [(number, _)] = box.end([ended("over")])
+    box.acknowledge([number])
+    box.receive([(f"other-{index}", 1) for index in range(10)])
+    again = [("runs", 2), ("runs", 1), ("owed", 1)]
+    assert box.receive(again) == []
+    box.close()
+    replayed = Outbox(path)
+    assert replayed.receive(again) == [], "nor by the next life"
+    assert replayed.receive([("runs", 3), ("over", 1)]) == [("runs", 3), ("over", 1)]
+    replayed.close()

@@ -57,6 +57,14 @@ def test_a_node_that_is_only_slow_is_not_lost() -> None:
         settings.parse({"pilot": {"silence_timeout": "9s"}})
 
 
+def test_programs_are_killed_before_their_allocation_ends() -> None:
+    read = settings.parse({"site": {"kill_grace": "60s"}, "pilot": {"drain_margin": "61s"}})
+    assert (read.site.kill_grace, read.pilot.drain_margin) == (60, 61)
+    message = r"pilot\.drain_margin is 15: give more than site\.kill_grace, which is 15,"
+    with pytest.raises(InvalidInput, match=message):
+        settings.parse({"site": {"kill_grace": "15s"}})
+
+
 def test_what_the_site_counts_itself() -> None:
     counts = {"licence": 2, "nvme": 1}
     queue = parse("slurm", QUEUE | {"resources_per_node": counts}).queues["q"]
