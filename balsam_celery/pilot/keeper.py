@@ -55,7 +55,7 @@ logger = logging.getLogger(__name__)
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 #: Seconds between looks, while the worker starts and later.
 _STARTING_TICK, _TICK = 0.05, 0.5
-#: Seconds for one try to reach the head, and between tries; the same for Redis.
+#: Seconds for one try to reach the head, and between tries; the same for Redis and for sweeps.
 _CONNECT, _PAUSE = 3.0, 1.0
 #: Seconds within which a worker that was killed is gone, unless it hangs in the kernel.
 _REAPED_WITHIN = 5.0
@@ -104,6 +104,7 @@ class Keeper:
         self._crew.members.append(self._member)
         self._crew.others.add(helper)
         self._sweeps: dict[int, Sweep] = {}  # by pid of the child that does it
+        self._failed: list[tuple[float, Sweep]] = []  # when to do them again
         self._started = self._told = self._draining = self._killed = self._left = False
         self._drained: bool | None = None
         self._trouble = ""
@@ -144,6 +145,7 @@ class Keeper:
             self._drain(self._asked, alone=True)
         self._hear()
         self._reap()
+        self._sweep_again()
         if self._draining:
             self._stop()
         elif not self._started:
@@ -212,7 +214,15 @@ class Keeper:
                 self._say(Swept(order.number))
             else:
                 logger.error("sweep %d failed: again", order.number)
-                self._sweep(order)
+                # at once it would fail again, as often as this machine can fork
+                self._failed.append((time.monotonic() + _PAUSE, order))
+
+    def _sweep_again(self) -> None:
+        now = time.monotonic()
+        due = [order for when, order in self._failed if when <= now]
+        self._failed = [one for one in self._failed if one[0] > now]
+        for order in due:
+            self._sweep(order)
 
     # orders
 
