@@ -162,11 +162,11 @@ class Crew:
             if not orphans:
                 return
 
-    def signal(self, number: signal.Signals) -> None:
+    def signal(self, number: int) -> None:
         """Send a signal to every worker."""
         for member in self.living:
             assert member.pid is not None, "it lives"
-            if number is signal.SIGKILL:
+            if number == signal.SIGKILL:
                 logger.error("worker %s does not stop: killed", member.context.name)
             os.kill(member.pid, number)
 

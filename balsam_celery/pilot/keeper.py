@@ -46,8 +46,7 @@ from balsam_celery.pilot.link import (
 )
 from balsam_celery.pilot.pidfiles import read_pid_file, write_pid_file
 from balsam_celery.pilot.process import attempts_with_ranks, end_processes, signal_all
-from balsam_celery.pilot.signals import Signals, wait
-from balsam_celery.pilot.watchdog import ALONE, TOGETHER
+from balsam_celery.pilot.signals import ALONE, TOGETHER, WARNINGS, Signals, wait
 from balsam_celery.wire import MalformedMessage
 
 logger = logging.getLogger(__name__)
@@ -96,7 +95,7 @@ class Keeper:
         self._context = WorkerContext(pilot, node, (self._capacity,))
         self._gang = WorkerContext(pilot, keys.GANG, pilot.nodes)
         self._again = again
-        self._signals = Signals((*_ENDING, ALONE, TOGETHER, signal.SIGCHLD))
+        self._signals = Signals((*_ENDING, *WARNINGS, ALONE, TOGETHER, signal.SIGCHLD))
         self._channel: Channel | None = None
         parent = Parent("the keeper of its node", "lost", orders=True)
         self._crew = Crew(make_pilot_app(site), parent, self._before_fork)
