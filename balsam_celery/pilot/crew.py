@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import signal
 import time
 from collections import deque
@@ -18,6 +17,7 @@ from balsam_celery import procs
 from balsam_celery.pilot import worker
 from balsam_celery.pilot.context import Parent, WorkerContext
 from balsam_celery.pilot.process import end_all
+from balsam_celery.pilot.signals import wait
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Member:
     @property
     def ready(self) -> bool:
         """The worker has said that it consumes; its word stays in the pipe."""
-        return self._ready >= 0 and bool(select.select([self._ready], [], [], 0)[0])
+        return self._ready >= 0 and bool(wait({self._ready: False}, 0))
 
     def hopeless(self) -> bool:
         """Count a death; tells whether it is one too many."""

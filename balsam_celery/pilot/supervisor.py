@@ -27,6 +27,7 @@ from balsam_celery.pilot.crew import Loss
 from balsam_celery.pilot.fence import Fence
 from balsam_celery.pilot.hosts import Hosts
 from balsam_celery.pilot.leavings import Leavings
+from balsam_celery.pilot.openfiles import allow_more
 from balsam_celery.pilot.pidfiles import write_pid_file
 from balsam_celery.pilot.post import Post
 from balsam_celery.pilot.predecessors import end_leftovers
@@ -75,6 +76,7 @@ class Supervisor:
         if context.one_host:
             self._staff = OneHost(context, app, self._before_fork)
         else:
+            allow_more()
             self._staff = Hosts(context, app, self._before_fork, lambda: self._post.reached)
         self._fence = Fence(context.allocation_dir, context.pilot, self._staff.adopt)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import signal
 import threading
 import time
@@ -15,7 +14,7 @@ from balsam_celery.pilot.context import Parent
 from balsam_celery.pilot.pool import AttemptPool
 from balsam_celery.pilot.process import Spawner, peak_memory
 from balsam_celery.pilot.runner import timeout_reason
-from balsam_celery.pilot.signals import ALONE, TOGETHER, noted, outlive_warnings
+from balsam_celery.pilot.signals import ALONE, TOGETHER, noted, outlive_warnings, wait
 from balsam_celery.wire import Outcome
 
 logger = logging.getLogger(__name__)
@@ -62,7 +61,7 @@ class Watchdog(threading.Thread):
     def run(self) -> None:
         """Watch until the worker is to stop."""
         while True:
-            ready, _, _ = select.select([self._wake], [], [], self._check())
+            ready = wait({self._wake: False}, self._check())
             received = os.read(self._wake, 64) if ready else b""
             pid, parent = self._parent
             ending = (TOGETHER,) if parent.orders else _SIGNALS
