@@ -184,12 +184,10 @@ def marked(marks: Collection[str], entries: Collection[int] | None = None) -> se
     Processes of other users cannot be read and are passed over.
     """
     wanted = {mark.encode() for mark in marks}
-    found = set()
-    for pid in snapshot() if entries is None else entries:
-        shown = environment(pid)
-        if any(mark in shown for mark in wanted) and not wanted.isdisjoint(shown.split(b"\0")):
-            found.add(pid)
-    return found
+    common = os.path.commonprefix([*wanted]) or b""  # noqa: RUF071 - one search for all of them
+    among = snapshot() if entries is None else entries
+    shown = ((pid, environment(pid)) for pid in among)
+    return {pid for pid, text in shown if common in text and wanted & {*text.split(b"\0")}}
 
 
 def environment(pid: int) -> bytes:
@@ -301,7 +299,7 @@ def end(
     """
     seen: set[Identity] = set()
     asked: set[Identity] = set()
-    deadline = time.monotonic() + grace
+    deadline = float("inf")  # the grace begins with TERM: a look before may take longer
     pause = _POLL_FIRST
     while grace > 0 and time.monotonic() < deadline:
         members = find(quarry, seen)
@@ -311,6 +309,8 @@ def end(
         for process in seen - asked:
             send(process, signal.SIGTERM)
             send(process, signal.SIGCONT)  # a stopped one would not act on TERM
+        if not asked:
+            deadline = time.monotonic() + grace
         asked |= seen
         pause = _rest(pause, deadline)
     deadline = time.monotonic() + timeout

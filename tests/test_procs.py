@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -104,6 +105,30 @@ def test_those_that_are_to_be_killed_can_be_looked_at(start: Callable[[str], Pro
 
     assert procs.end(program.all, grace=0.1, before_kill=look) == []
     assert seen[0] == "T"
+
+
+def test_the_grace_begins_with_term(
+    start: Callable[[str], Program], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the first look at all processes takes longer than the grace."""
+    program = start("deaf")
+    program.settled(1)
+    snapshot, send = procs.snapshot, procs.send
+    sent: dict[int, float] = {}
+
+    def slow() -> dict[int, procs.Entry]:
+        if not sent:
+            time.sleep(0.6)
+        return snapshot()
+
+    def seen(process: Identity, number: int) -> bool:
+        sent.setdefault(number, time.monotonic())
+        return send(process, number)
+
+    monkeypatch.setattr(procs, "snapshot", slow)
+    monkeypatch.setattr(procs, "send", seen)
+    assert procs.end(program.all, grace=0.5) == []
+    assert sent[signal.SIGSTOP] - sent[signal.SIGTERM] >= 0.5
 
 
 @pytest.mark.parametrize("kind", ["orphan", "nameless"])

@@ -8,13 +8,22 @@ This is one text for a POSIX shell, on every node in milliseconds, with no file 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from balsam_celery.resources import GpuShare, NodeShare
 
 #: Variables that say which GPUs a program may use: NVIDIA's, AMD's, Intel's.
 GPU_MASKS = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
+#: On a node with AMD's GPUs only that of AMD's lowest layer is set. HIP and OpenCL, above it, count
+#: by theirs in what it has left: there GPU 1 alone is number 0, and the same number in both leaves
+#: none (https://rocm.docs.amd.com/en/latest/conceptual/gpu-isolation.html).
+AMD_MASK = "ROCR_VISIBLE_DEVICES"
+RELATIVE_MASKS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
+#: All that the shim sets or takes away.
+_OURS = tuple(dict.fromkeys((*GPU_MASKS, *RELATIVE_MASKS)))
+_AMD_DRIVER, _NVIDIA_DRIVER = "/dev/kfd", "/dev/nvidiactl"
 _EPSILON = 1e-6
 #: Becomes the program whose arguments follow, each with ``=`` in front: so no launcher sees one
 #: that it would take for its own.
@@ -48,7 +57,14 @@ done
 if [ -n "$place" ]; then
   gpus=${place#*/}
   if [ "$gpus" != - ]; then
-    for one in $masks; do export "$one=$gpus"; done
+    amd=
+    [ ! -e /dev/kfd ] || [ -e /dev/nvidiactl ] || amd=amd
+    for one in $masks; do
+      case $amd$one in
+        amdROCR_*|CUDA_*|ROCR_*|ZE_*) export "$one=$gpus" ;;
+        amd*) unset "$one" ;;
+      esac
+    done
   fi
   cores=${place%/*}
   if [ -n "$cores" ] && command -v taskset >/dev/null; then
@@ -67,6 +83,19 @@ class Place:
 
     cores: tuple[int, ...] = ()
     gpus: tuple[int, ...] | None = None
+
+
+def has_amd_gpus() -> bool:
+    """Tell whether this host's GPUs are AMD's, as the shim tells it of its own."""
+    return Path(_AMD_DRIVER).exists() and not Path(_NVIDIA_DRIVER).exists()
+
+
+def masked(gpus: Sequence[int], *, amd: bool) -> dict[str, str | None]:
+    """Variables by which a program sees these GPUs alone; ``None`` for what must not be set."""
+    mask = ",".join(map(str, gpus))
+    if amd:
+        return {**dict.fromkeys(RELATIVE_MASKS), AMD_MASK: mask}
+    return dict.fromkeys(GPU_MASKS, mask)
 
 
 def divide(share: NodeShare, ranks: int, *, pin: bool) -> tuple[Place, ...]:
@@ -122,7 +151,7 @@ def in_front(
     mark: str,
     brand: int = 0,
     by_rank: bool = False,
-    masks: Sequence[str] = GPU_MASKS,
+    own: Collection[str] = (),
 ) -> tuple[str, ...]:
     """``argv`` with the shim in front.
 
@@ -132,7 +161,7 @@ def in_front(
         brand: number of their brand; 0: none.
         by_rank: nodes are told from each other by the ranks' numbers alone, which go through
             ``places`` in order; else by their names, and ranks may be numbered in any order.
-        masks: variables that are set to a rank's GPUs.
+        own: variables that the user has set, which stay; others are set to a rank's GPUs.
     """
     per_node = len(next(iter(places.values())))
     table = _by_rank(places) if by_rank else _by_node(places)
@@ -140,7 +169,8 @@ def in_front(
         table = {}
     text = " ".join(f"{key}={_written(place)}" for key, place in table.items())
     how = "rank" if by_rank else "node"
-    arguments = [mark, str(brand or ""), str(per_node), how, " ".join(masks), text]
+    masks = " ".join(name for name in _OURS if name not in own)
+    arguments = [mark, str(brand or ""), str(per_node), how, masks, text]
     return ("/bin/sh", "-c", _TEXT, "rank", *arguments, *(f"={part}" for part in argv))
 
 

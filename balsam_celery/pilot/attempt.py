@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from balsam_celery.keys import RUN
-from balsam_celery.procs import Identity, Quarry, boot_id, identity
+from balsam_celery.procs import Identity, Quarry, alive, boot_id, identity
 from balsam_celery.wire import Ended, Outcome, TaskSpec
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class Attempt:
         verdict: (outcome, reason) that this worker imposed, if any.
         launched: set before its process is started when that is a launcher.
         own_steps: its program was seen to have made job steps itself, which may be there yet.
+        leader: that process, known once there is a verdict on it.
         over: the leader has ended; no verdict is taken any more.
         doubt: why its failure need not be its own: a node of it had trouble while it ran; "": none.
         peak: bytes of memory that its leader was seen to have at the most.
@@ -50,11 +51,11 @@ class Attempt:
 
     __slots__ = (
         "__weakref__",
-        "_leader",
         "_lock",
         "deadline",
         "doubt",
         "launched",
+        "leader",
         "over",
         "own_steps",
         "peak",
@@ -73,7 +74,7 @@ class Attempt:
         self.deadline = float("inf")
         self.told_until = 0.0
         self.pid: int | None = None
-        self._leader: Identity | None = None
+        self.leader: Identity | None = None
         self.launched: Launched | None = None
         self.own_steps = False
         self.verdict: tuple[Outcome, str] | None = None
@@ -98,9 +99,14 @@ class Attempt:
         return attempt_brand(*self.key)
 
     @property
+    def leader_lives(self) -> bool:
+        """Its leader is known and has not ended, reaped or not; cheap."""
+        return self.leader is not None and alive(self.leader)
+
+    @property
     def quarry(self) -> Quarry:
         """Every process of this attempt, also those that left its session."""
-        leader = self._leader
+        leader = self.leader
         if leader is None and self.pid is not None:
             # the number of a leader that is gone still names its session
             leader = Identity(self.pid, 0, boot_id())
@@ -124,7 +130,7 @@ class Attempt:
             self.deadline = time.monotonic() + max(0, spec.wall_time - spec.checkpoint_grace)
             self.started = started
             if self.verdict is not None:
-                self._leader = identity(pid)
+                self.leader = identity(pid)
             return self.verdict is not None
 
     def condemn(self, outcome: Outcome, reason: str) -> bool:
@@ -137,8 +143,8 @@ class Attempt:
                 return False
             if self.pid is not None:
                 # only now: looking it up costs as much as all the rest of a short attempt's books
-                self._leader = identity(self.pid)
-                if self._leader is None:
+                self.leader = identity(self.pid)
+                if self.leader is None:
                     return False
             self.verdict = (outcome, reason)
             return True

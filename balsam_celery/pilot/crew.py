@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import select
 import signal
 import time
 from collections import deque
@@ -19,6 +18,7 @@ from balsam_celery import procs
 from balsam_celery.pilot import worker
 from balsam_celery.pilot.context import Parent, WorkerContext
 from balsam_celery.pilot.process import end_all
+from balsam_celery.pilot.signals import wait
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Member:
     @property
     def ready(self) -> bool:
         """The worker has said that it consumes; its word stays in the pipe."""
-        return self._ready >= 0 and bool(select.select([self._ready], [], [], 0)[0])
+        return self._ready >= 0 and bool(wait({self._ready: False}, 0))
 
     def hopeless(self) -> bool:
         """Count a death; tells whether it is one too many."""
@@ -199,11 +199,11 @@ class Crew:
             if not orphans:
                 return
 
-    def signal(self, number: signal.Signals) -> None:
+    def signal(self, number: int) -> None:
         """Send a signal to every worker."""
         for member in self.living:
             assert member.pid is not None, "it lives"
-            if number is signal.SIGKILL:
+            if number == signal.SIGKILL:
                 logger.error("worker %s does not stop: killed", member.context.name)
             os.kill(member.pid, number)
 

@@ -13,9 +13,16 @@ from balsam_celery import brands, procs
 from balsam_celery.launchers import Launcher
 from balsam_celery.launchers.steps import end_step
 from balsam_celery.pilot.attempt import Attempt, rank_mark
-from balsam_celery.pilot.process import Spawner, end_all, end_in_background, named, signal_all
+from balsam_celery.pilot.process import (
+    Spawner,
+    end_all,
+    end_in_background,
+    named,
+    signal_all,
+    union,
+)
 from balsam_celery.pilot.ranks import step_name
-from balsam_celery.procs import Quarry
+from balsam_celery.procs import Identity, Quarry
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +33,7 @@ Sweep = Callable[[Attempt, float, int], str]
 #: Seconds that a launcher has for its own end once its ranks are gone.
 _LAUNCHER_ENDS_WITHIN = 5.0
 _POLL_FIRST, _POLL_LONGEST = 0.02, 2.0  # seconds
-_TOLD_POLL_LONGEST = 0.25  # seconds
+_TOLD_POLL = 0.25  # seconds
 #: Seconds after which a step that does not end is named in the log, again and again.
 _PATIENCE = 30.0
 
@@ -98,11 +105,12 @@ class Ending:
             for one in attempts
             if gently and one.spec.checkpoint_grace and (one.verdict or ("",))[0] != "lost"
         ]
-        for attempt in told:
-            granted = min(attempt.spec.checkpoint_grace, self._last_moment - time.time())
-            attempt.told_until = time.monotonic() + granted
+        if told:
+            now, left = time.monotonic(), self._last_moment - time.time()
+            for attempt in told:
+                attempt.told_until = now + min(attempt.spec.checkpoint_grace, left)
             threading.Thread(
-                target=self._tell_and_end, args=(attempt,), name="killer", daemon=True
+                target=self._tell_and_end, args=(told,), name="killer", daemon=True
             ).start()
         attempts = [attempt for attempt in attempts if attempt not in told]
         direct = [attempt for attempt in attempts if attempt.launched is None]
@@ -120,15 +128,32 @@ class Ending:
                     target=self.end, args=arguments, name="killer", daemon=True
                 ).start()
 
-    def _tell_and_end(self, attempt: Attempt) -> None:
-        number, launched = attempt.spec.end_signal, attempt.launched
-        if launched is not None and launched.elsewhere and self._sweep is not None:
-            arguments = (attempt, 0.0, number)
-            threading.Thread(
-                target=self._sweep, args=arguments, name="sweeper", daemon=True
-            ).start()
-        signal_all(_programs(attempt), number)
-        self.end(attempt, attempt.spec.kill_grace)
+    def _tell_and_end(self, told: Sequence[Attempt]) -> None:
+        """Signal programs, all by one look at the processes, and end those that do not end.
+
+        A look takes long where thousands run: were there one for each, the last of many programs
+        would hear of it too late.
+        """
+        by_signal: dict[int, list[Attempt]] = {}
+        for attempt in told:
+            number, launched = attempt.spec.end_signal, attempt.launched
+            by_signal.setdefault(number, []).append(attempt)
+            if launched is not None and launched.elsewhere and self._sweep is not None:
+                arguments = (attempt, 0.0, number)
+                threading.Thread(
+                    target=self._sweep, args=arguments, name="sweeper", daemon=True
+                ).start()
+        for number, attempts in by_signal.items():
+            signal_all(union(map(_programs, attempts)), number)
+        # those whose leader has ended are ended by who waits for it
+        while told := [one for one in told if one.leader_lives]:
+            now = time.monotonic()
+            orphaned = os.getppid() != self._parent
+            if due := [one for one in told if orphaned or one.told_until <= now]:
+                self.begin(due, gently=False)
+                told = [one for one in told if one not in due]
+            else:
+                time.sleep(min(_TOLD_POLL, *(one.told_until - now for one in told)))
 
     def _await_checkpoint(self, attempt: Attempt) -> None:
         """Give a program that was told of its end the time that it was granted.
@@ -136,16 +161,30 @@ class Ending:
         A program may be a script that ends before those that it has started.
         """
         pause = _POLL_FIRST
+        one: Identity | None = None
         while (left := attempt.told_until - time.monotonic()) > 0:
-            if os.getppid() != self._parent or not self._lives(attempt):
+            if os.getppid() != self._parent:
+                return
+            if one is None or not procs.alive(one):
+                one = self._survivor(attempt)
+            if one is None:
                 return
             time.sleep(min(pause, left))
-            pause = min(2 * pause, _TOLD_POLL_LONGEST)
+            pause = min(2 * pause, _TOLD_POLL)
 
-    def _lives(self, attempt: Attempt) -> bool:
-        if attempt.launched is not None and attempt.launched.launcher.kind != "none":
-            return not attempt.over  # it waits for its ranks on all nodes
-        return bool(procs.find(attempt.quarry))
+    def _survivor(self, attempt: Attempt) -> Identity | None:
+        """Some process by which an attempt goes on; all are looked at only where that must be."""
+        if attempt.leader_lives:
+            return attempt.leader
+        launched = attempt.launched
+        if launched is not None and launched.launcher.kind != "none":
+            return None  # it waits for its ranks on all nodes
+        if launched is None:
+            if (orphan := self._spawner.orphan_of(attempt.brand)) is not None:
+                return orphan
+            if not self._spawner.left_behind(attempt.brand):
+                return None
+        return next(iter(procs.find(attempt.quarry)), None)
 
     def end(self, attempt: Attempt, grace: float, *, by_itself: bool = False) -> None:
         """End every process of the attempt; returns once none lives on any of its nodes.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
-from balsam_celery.launchers.shim import GPU_MASKS
+from balsam_celery.launchers.shim import has_amd_gpus, masked
 from balsam_celery.outer import clean_environment
 from balsam_celery.pilot.attempt import Attempt
 from balsam_celery.pilot.context import WorkerContext
@@ -39,11 +39,13 @@ class Environments:
     Args:
         context: the worker.
         nodefile: file that names the worker's own node, for tasks on one node.
+        amd: GPUs are AMD's; looked up on this host unless told.
     """
 
-    def __init__(self, context: WorkerContext, nodefile: str) -> None:
+    def __init__(self, context: WorkerContext, nodefile: str, *, amd: bool | None = None) -> None:
         self._base = context.pilot.environment
         self._nodefile = nodefile
+        self._amd = has_amd_gpus() if amd is None else amd
         name, _, value = context.mark.partition("=")
         self._own = {name: value}
 
@@ -66,8 +68,12 @@ class Environments:
         environment = dict(self._base)
         environment["OMP_NUM_THREADS"] = str(spec.threads_per_rank)
         if head.gpus:
-            mask = ",".join(str(share.index) for share in head.gpus)
-            environment.update(dict.fromkeys(GPU_MASKS, mask))
+            masks = masked([share.index for share in head.gpus], amd=self._amd)
+            for name, mask in masks.items():
+                if mask is None:
+                    environment.pop(name, None)
+                else:
+                    environment[name] = mask
         environment.update(spec.environment)
         digest = _digest({k: v for k, v in environment.items() if k not in _KEPT})
         mark, _, value = attempt.mark.partition("=")

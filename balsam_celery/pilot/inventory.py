@@ -10,8 +10,9 @@ from pathlib import Path
 from balsam_celery.resources import NodeCapacity
 from balsam_celery.settings import QueueSettings
 
-#: Variables by which schedulers hide GPUs from a job.
-_MASKS = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
+#: Variables by which schedulers hide GPUs from a job. AMD's first: where there is one, others may
+#: count in what it has left.
+_MASKS = ("ROCR_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
 #: Slurm's count of a node's GPUs given to the job (sbatch(1), "OUTPUT ENVIRONMENT VARIABLES").
 _SLURM_GPUS = "SLURM_GPUS_ON_NODE"
 

@@ -46,8 +46,7 @@ from balsam_celery.pilot.link import (
 )
 from balsam_celery.pilot.pidfiles import read_pid_file, write_pid_file
 from balsam_celery.pilot.process import attempts_with_ranks, end_processes, signal_all
-from balsam_celery.pilot.signals import Signals, wait
-from balsam_celery.pilot.watchdog import ALONE, TOGETHER
+from balsam_celery.pilot.signals import ALONE, TOGETHER, WARNINGS, Signals, wait
 from balsam_celery.wire import MalformedMessage
 
 logger = logging.getLogger(__name__)
@@ -55,7 +54,7 @@ logger = logging.getLogger(__name__)
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 #: Seconds between looks, while the worker starts and later.
 _STARTING_TICK, _TICK = 0.05, 0.5
-#: Seconds for one try to reach the head, and between tries; the same for Redis.
+#: Seconds for one try to reach the head, and between tries; the same for Redis and for sweeps.
 _CONNECT, _PAUSE = 3.0, 1.0
 #: Seconds within which a worker that was killed is gone, unless it hangs in the kernel.
 _REAPED_WITHIN = 5.0
@@ -96,7 +95,7 @@ class Keeper:
         self._context = WorkerContext(pilot, node, (self._capacity,))
         self._gang = WorkerContext(pilot, keys.GANG, pilot.nodes)
         self._again = again
-        self._signals = Signals((*_ENDING, ALONE, TOGETHER, signal.SIGCHLD))
+        self._signals = Signals((*_ENDING, *WARNINGS, ALONE, TOGETHER, signal.SIGCHLD))
         self._channel: Channel | None = None
         parent = Parent("the keeper of its node", "lost", orders=True)
         self._crew = Crew(make_pilot_app(site), parent, self._before_fork)
@@ -104,7 +103,7 @@ class Keeper:
         self._crew.members.append(self._member)
         self._crew.others.add(helper)
         self._sweeps: dict[int, Sweep] = {}  # by pid of the child that does it
-        self._unswept: list[Sweep] = []  # there was no room for a child
+        self._failed: list[tuple[float, Sweep]] = []  # when to do them again
         self._started = self._told = self._draining = self._killed = self._left = False
         self._drained: bool | None = None
         self._trouble = ""
@@ -145,6 +144,7 @@ class Keeper:
             self._drain(self._asked, alone=True)
         self._hear()
         self._reap()
+        self._sweep_again()
         if self._draining:
             self._stop()
         elif not self._started:
@@ -197,9 +197,6 @@ class Keeper:
 
     def _reap(self) -> None:
         workers, others = self._crew.reap()
-        orders, self._unswept = self._unswept, []
-        for order in orders:
-            self._sweep(order, again=True)
         for member, status in workers:
             if self._draining:
                 self._crew.end_programs(member)
@@ -216,7 +213,18 @@ class Keeper:
                 self._say(Swept(done.number))
             else:
                 logger.error("sweep %d failed: again", done.number)
-                self._sweep(done)
+                self._put_off(done)
+
+    def _put_off(self, order: Sweep) -> None:
+        """At once it would fail again, as often as this machine can fork."""
+        self._failed.append((time.monotonic() + _PAUSE, order))
+
+    def _sweep_again(self) -> None:
+        now = time.monotonic()
+        due = [order for when, order in self._failed if when <= now]
+        self._failed = [one for one in self._failed if one[0] > now]
+        for order in due:
+            self._sweep(order, again=True)
 
     # orders
 
@@ -266,7 +274,7 @@ class Keeper:
         except OSError as error:
             if not again:
                 logger.error("sweep %d: %s: trying again", order.number, error.strerror)
-            self._unswept.append(order)
+            self._put_off(order)
             return
         if pid == 0:
             status = 1

@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+from balsam_celery.pilot.signals import WARNINGS
 from balsam_celery.pilot.worker import log_by
 
 #: Seconds that the last lines have to reach the file.
@@ -74,7 +75,7 @@ def _print_to(file: int) -> None:
 
 def _copy(reader: int, path: Path) -> int:
     """The life of the process that writes; it ends with the last of those that print."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, *WARNINGS):
         signal.signal(number, signal.SIG_IGN)
     file = _File(path)
     while data := os.read(reader, 65536):

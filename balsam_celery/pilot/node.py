@@ -25,6 +25,7 @@ from balsam_celery.pilot import bootstrap
 from balsam_celery.pilot.keeper import Keeper
 from balsam_celery.pilot.keeperlog import KeeperLog
 from balsam_celery.pilot.link import Briefing
+from balsam_celery.pilot.signals import outlive_warnings
 from balsam_celery.wire import MalformedMessage, decode, encode
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     # as in ``startup``: launchers do not carry it to other hosts
     os.umask(0o077)
+    outlive_warnings()
     reader, writer = os.pipe()
     keeper = os.fork()
     if keeper == 0:

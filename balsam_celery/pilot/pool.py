@@ -20,13 +20,14 @@ from celery.concurrency.base import BasePool
 
 from balsam_celery.pilot.attempt import Attempt
 from balsam_celery.pilot.ending import Ending
+from balsam_celery.pilot.signals import WARNINGS
 from balsam_celery.pilot.slots import Slots
 from balsam_celery.wire import Ended, Outcome
 
 logger = logging.getLogger(__name__)
 
-#: By which those end programs who end everything: a user, a scheduler.
-_ENDING_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM)
+#: By which those end programs who end everything: a user, a scheduler, which may warn them first.
+_ENDING_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM, *WARNINGS)
 #: Those that MPICH's mpiexec tells of by their bare numbers. Not HUP and INT: a program that fails
 #: ends with 1 or 2 all the time.
 _BARE_SIGNALS = (signal.SIGKILL, signal.SIGTERM)

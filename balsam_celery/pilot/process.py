@@ -125,6 +125,15 @@ class Spawner:
                 procs.reap(pid)
         return living
 
+    def orphan_of(self, brand: str) -> Identity | None:
+        """An orphan that certainly belongs to the attempt of that brand."""
+        number = brands.attempt_number(brand)
+        for orphan in self.orphans():
+            found = brands.of(orphan.pid)
+            if found is not None and found.attempt == number:
+                return orphan
+        return None
+
     def left_behind(self, brand: str) -> bool:
         """Tell whether an orphan may belong to the attempt of that brand, whose leader is gone."""
         number = brands.attempt_number(brand)
@@ -206,7 +215,7 @@ def attempts_with_ranks(mark: str) -> tuple[str, ...]:
 
 
 def union(quarries: Iterable[Quarry]) -> Quarry:
-    """All of them, brands aside: each quarry finds its own when its leader has ended."""
+    """All of them, of one job."""
     whole = Quarry()
     for quarry in quarries:
         whole = Quarry(
@@ -214,6 +223,8 @@ def union(quarries: Iterable[Quarry]) -> Quarry:
             parents=whole.parents | quarry.parents,
             sessions=whole.sessions | quarry.sessions,
             marks=whole.marks | quarry.marks,
+            job=quarry.job,
+            attempts=whole.attempts | quarry.attempts,
         )
     return whole
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from balsam_celery import brands
 from balsam_celery.errors import SettingsError
 from balsam_celery.launchers import Launcher, Ranks
-from balsam_celery.launchers.shim import GPU_MASKS, divide, in_front
+from balsam_celery.launchers.shim import divide, in_front
 from balsam_celery.pilot.attempt import rank_mark
 from balsam_celery.wire import TaskSpec
 
@@ -66,7 +66,7 @@ def make_ranks(
             mark=rank_mark(brand),
             brand=brands.value(brand),
             by_rank=virtual and len(places) > 1,
-            masks=[name for name in GPU_MASKS if name not in spec.environment],
+            own=spec.environment,
         ),
         nodes=tuple(places),
         ranks_per_node=spec.ranks_per_node,

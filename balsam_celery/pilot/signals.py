@@ -8,6 +8,11 @@ import select
 import signal
 from collections.abc import Collection, Mapping
 
+#: What batch systems warn by, some of them every process of a job. A pilot's main process drains
+#: then; all others have to outlive it, by a handler: what is ignored would be so in programs too.
+WARNINGS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+#: From the keeper of its node: a worker is to stop alone, or with its pilot. None else sends them.
+ALONE, TOGETHER = signal.SIGRTMIN + 1, signal.SIGRTMIN + 2
 #: Of the kernel's ``signalfd_siginfo``, which begins with the signal's number.
 _INFO_SIZE = 128
 #: glibc's and musl's ``sigset_t``: 1024 bits.
@@ -50,6 +55,16 @@ class Signals:
                 return taken
             for start in range(0, len(read), _INFO_SIZE):
                 taken.add(int.from_bytes(read[start : start + 4], "little"))
+
+
+def outlive_warnings() -> None:
+    """From now on :data:`WARNINGS` do nothing to this process; for its main thread."""
+    for number in WARNINGS:
+        signal.signal(number, noted)
+
+
+def noted(number: int, frame: object) -> None:
+    """A handler that does nothing; a wake-up pipe tells of the signal."""
 
 
 def wait(files: Mapping[int, bool], timeout: float) -> set[int]:

@@ -15,6 +15,7 @@ from balsam_celery.errors import SettingsError
 from balsam_celery.launchers import Launcher, Ranks, find_launcher
 from balsam_celery.outer import settings_before
 from balsam_celery.pilot.context import PilotContext
+from balsam_celery.pilot.openfiles import allow_as_given
 from balsam_celery.pilot.ranks import exported
 
 logger = logging.getLogger(__name__)
@@ -123,7 +124,7 @@ class NodeStart:
                 stderr=write,
                 start_new_session=True,
                 # posix_spawn would set the mask too, but no directory; this process has one thread
-                preexec_fn=_unblock,
+                preexec_fn=_as_given,
             )
         except BaseException:
             os.close(self._output)
@@ -210,9 +211,14 @@ def _library(launcher: Launcher) -> str:
     return os.pathsep.join(map(str, places))
 
 
-def _unblock() -> None:
-    """Let signals through, which wait in this process to be read; else a launcher is deaf."""
+def _as_given() -> None:
+    """Take back in a launcher what this process has changed for itself.
+
+    Signals go through, which wait in this process to be read; else it would be deaf. It may open
+    no more files: some launchers pass their own limits on to what they start.
+    """
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    allow_as_given()
 
 
 def _command(

@@ -8,6 +8,7 @@ to another worker, is refused with :class:`InvalidTaskError`, which Celery logs.
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,12 +16,27 @@ from celery import Celery, Task
 from celery.exceptions import InvalidTaskError
 
 from balsam_celery import keys
+from balsam_celery.durations import ENDLESS
 from balsam_celery.pilot.desk import Desk
 from balsam_celery.wire import KillOrder, MalformedMessage, TaskSpec, from_plain
 
 logger = logging.getLogger(__name__)
 
 Handler = Callable[..., None]
+
+#: Numbers of a :class:`TaskSpec`: the least and the most that make sense, and that the system's
+#: calls take.
+_RANGES = {
+    "attempt": (1, 2**31),
+    "ranks_per_node": (1, 2**31),
+    "threads_per_rank": (1, 2**31),
+    "wall_time": (0, ENDLESS),
+    "kill_grace": (0, ENDLESS),
+    "checkpoint_grace": (0, ENDLESS),
+}
+#: More than any machine has of cores, or of GPUs.
+_UNITS = 2**16
+_SIGNALS = frozenset(map(int, signal.valid_signals()))
 
 
 class RunAttempts(Task[Any, Any]):
@@ -114,4 +130,15 @@ def _spec(plain: Any) -> TaskSpec:
         raise MalformedMessage(f"TaskSpec.shares of {spec.id} is empty")
     if not spec.work_dir.startswith("/"):
         raise MalformedMessage(f"TaskSpec.work_dir of {spec.id} is {spec.work_dir!r}")
+    for name, (least, most) in _RANGES.items():
+        if not least <= getattr(spec, name) <= most:
+            raise MalformedMessage(f"TaskSpec.{name} of {spec.id} is not {least} to {most}")
+    if spec.end_signal not in _SIGNALS:
+        raise MalformedMessage(f"TaskSpec.end_signal of {spec.id} is no signal")
+    for share in spec.shares:
+        units = [*share.cores, *(gpu.index for gpu in share.gpus)]
+        if not all(0 <= unit < _UNITS for unit in units):
+            raise MalformedMessage(f"TaskSpec.shares of {spec.id}: no such core or GPU")
+        if not all(0 < gpu.fraction < 1.001 for gpu in share.gpus):
+            raise MalformedMessage(f"TaskSpec.shares of {spec.id}: no such part of a GPU")
     return spec

@@ -27,10 +27,11 @@ from balsam_celery.pilot.crew import Loss
 from balsam_celery.pilot.fence import Fence
 from balsam_celery.pilot.hosts import Hosts
 from balsam_celery.pilot.leavings import Leavings
+from balsam_celery.pilot.openfiles import allow_more
 from balsam_celery.pilot.pidfiles import write_pid_file
 from balsam_celery.pilot.post import Post
 from balsam_celery.pilot.predecessors import end_leftovers
-from balsam_celery.pilot.signals import Signals, wait
+from balsam_celery.pilot.signals import WARNINGS, Signals, wait
 from balsam_celery.pilot.staff import OneHost, Staff, StartError
 from balsam_celery.private import write_private
 from balsam_celery.wire import (
@@ -49,16 +50,7 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between looks at Redis, at workers that start, and at workers that are to stop.
 _TICK, _STARTING_TICK, _STOPPING_TICK = 0.5, 0.05, 0.05
-#: USR1, USR2 and XCPU are what batch systems warn by.
-_SIGNALS = (
-    signal.SIGTERM,
-    signal.SIGINT,
-    signal.SIGHUP,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-    signal.SIGXCPU,
-    signal.SIGCHLD,
-)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, *WARNINGS, signal.SIGCHLD)
 
 
 class Supervisor:
@@ -84,6 +76,7 @@ class Supervisor:
         if context.one_host:
             self._staff = OneHost(context, app, self._before_fork)
         else:
+            allow_more()
             self._staff = Hosts(context, app, self._before_fork, lambda: self._post.reached)
         self._fence = Fence(context.allocation_dir, context.pilot, self._staff.adopt)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import signal
 import threading
 import time
@@ -15,6 +14,7 @@ from balsam_celery.pilot.context import Parent
 from balsam_celery.pilot.pool import AttemptPool
 from balsam_celery.pilot.process import Spawner, peak_memory
 from balsam_celery.pilot.runner import timeout_reason
+from balsam_celery.pilot.signals import ALONE, TOGETHER, noted, outlive_warnings, wait
 from balsam_celery.wire import Outcome
 
 logger = logging.getLogger(__name__)
@@ -22,8 +22,6 @@ logger = logging.getLogger(__name__)
 #: Seconds between looks when nothing is due.
 _TICK = 1.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-#: From the keeper of its node: a worker is to stop alone, or with its pilot.
-ALONE, TOGETHER = signal.SIGUSR1, signal.SIGUSR2
 
 
 class Watchdog(threading.Thread):
@@ -55,21 +53,22 @@ class Watchdog(threading.Thread):
         self._last_moment = last_moment
         self._wake, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         for number in (*_SIGNALS, ALONE, TOGETHER):
-            signal.signal(number, _noted)
+            signal.signal(number, noted)
+        outlive_warnings()
         # the kernel's signal becomes a byte here whatever the main thread is busy with
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
 
     def run(self) -> None:
         """Watch until the worker is to stop."""
         while True:
-            ready, _, _ = select.select([self._wake], [], [], self._check())
+            ready = wait({self._wake: False}, self._check())
             received = os.read(self._wake, 64) if ready else b""
             pid, parent = self._parent
             ending = (TOGETHER,) if parent.orders else _SIGNALS
             if any(number in ending for number in received):
                 self._on_drain("its pilot stops", "drained", True)
                 return
-            if ALONE in received:
+            if parent.orders and ALONE in received:
                 self._on_drain("its node is taken away", "lost", False)
                 return
             if os.getppid() != pid:
@@ -100,7 +99,3 @@ class Watchdog(threading.Thread):
         if near:
             reason = "the allocation's end is near"
             self._pool.condemn([(attempt.key, "cut", reason) for attempt in near])
-
-
-def _noted(number: int, frame: object) -> None:
-    """A handler, so that the signal does not end the process; the wake-up pipe tells of it."""

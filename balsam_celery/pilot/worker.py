@@ -26,6 +26,7 @@ from balsam_celery.pilot.courier import Courier
 from balsam_celery.pilot.desk import Desk
 from balsam_celery.pilot.earlier import Earlier
 from balsam_celery.pilot.link import NodeDoubt, NodeLost
+from balsam_celery.pilot.openfiles import allow_as_given
 from balsam_celery.pilot.pidfiles import write_pid_file
 from balsam_celery.pilot.pool import AttemptPool
 from balsam_celery.pilot.process import Spawner
@@ -109,6 +110,7 @@ def _live(
     parent: tuple[int, Parent],
     sweeps: int | None,
 ) -> int:
+    allow_as_given()
     settings = context.pilot.site.settings
     log_to(context.log_path, settings.logs.level)
     # not by its parent: a keeper must never wait for the shared file system

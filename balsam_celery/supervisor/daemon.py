@@ -98,7 +98,9 @@ class Daemon:
 
     def sleep_until(self, when: float) -> set[int]:
         """Sleep until ``when`` or a signal; the numbers of the signals that came."""
-        select.select([self.wakeup], [], [], max(0.0, when - time.monotonic()))
+        poll = select.poll()
+        poll.register(self.wakeup, select.POLLIN)
+        poll.poll(max(0.0, when - time.monotonic()) * 1000)
         try:
             return set(os.read(self.wakeup, 4096))
         except BlockingIOError:

@@ -9,7 +9,6 @@ import pytest
 from balsam_celery import brands
 from balsam_celery.errors import SettingsError
 from balsam_celery.launchers.hydra import Hydra
-from balsam_celery.launchers.shim import GPU_MASKS
 from balsam_celery.launchers.srun import Srun
 from balsam_celery.pilot.ranks import exported, make_ranks, needs_launcher
 from balsam_celery.resources import GpuShare, NodeShare
@@ -29,6 +28,10 @@ SPEC = TaskSpec(
     threads_per_rank=1,
     wall_time=60,
     kill_grace=5,
+)
+MASKS = (
+    *("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK"),
+    *("HIP_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL"),
 )
 PINNED = {"n1": True, "n2": True}
 #: Positions of the shim's arguments in the ranks' argv.
@@ -65,7 +68,7 @@ def test_ranks_of_a_task_over_two_hosts() -> None:
     shim = ranks.argv
     assert shim[_MARK] == f"BALSAM_RANK_MARK={SPEC.id}/2"
     assert shim[_BRAND] == str(brands.value(f"{SPEC.id}/2"))
-    assert (shim[_PER_NODE], shim[_HOW], shim[_MASKS]) == ("2", "node", " ".join(GPU_MASKS))
+    assert (shim[_PER_NODE], shim[_HOW], shim[_MASKS]) == ("2", "node", " ".join(MASKS))
     assert sorted(shim[_PLACES].split()) in (
         ["0=0,1/0", "1=2,3/1", "n2.0=4,5/0", "n2.1=6,7/1"],
         ["0=4,5/0", "1=6,7/1", "n1.0=0,1/0", "n1.1=2,3/1"],
@@ -79,7 +82,7 @@ def test_what_is_not_to_be_bound_is_not() -> None:
         assert ranks.argv[_PLACES] == "0=/0 1=/1"
     own = changed(environment={"CUDA_VISIBLE_DEVICES": "7"})
     ranks = make_ranks(own, Srun("srun"), virtual=False, pinned=PINNED, exports=(), root=False)
-    assert ranks.argv[_MASKS] == "ROCR_VISIBLE_DEVICES ZE_AFFINITY_MASK"
+    assert ranks.argv[_MASKS] == " ".join(MASKS[1:])
 
 
 def test_virtual_nodes_are_one_host() -> None:

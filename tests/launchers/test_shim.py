@@ -161,3 +161,40 @@ def test_the_brand_is_that_of_the_attempt() -> None:
     with brands.children_branded(attempt="t1/1"):
         own = resource.getrlimit(resource.RLIMIT_RTTIME)[0]
     assert int(done.stdout) == own
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize(
+    ("drivers", "own", "given"),
+    [
+        ((), (), {"CUDA": "4", "ROCR": "4", "ZE": "4", "HIP": "0,1"}),
+        (("nvidiactl",), (), {"CUDA": "4", "ROCR": "4", "ZE": "4", "HIP": "0,1"}),
+        # of an AMD processor with a small GPU of its own
+        (("kfd", "nvidiactl"), (), {"CUDA": "4", "ROCR": "4", "ZE": "4", "HIP": "0,1"}),
+        (("kfd",), (), {"ROCR": "4"}),
+        (("kfd",), ("HIP_VISIBLE_DEVICES",), {"ROCR": "4", "HIP": "0,1"}),
+        (("kfd",), ("CUDA_VISIBLE_DEVICES",), {"ROCR": "4", "CUDA": "0,1"}),
+    ],
+)
+def test_hip_sees_the_gpus_that_amds_lowest_layer_leaves(
+    shell: str,
+    drivers: tuple[str, ...],
+    own: tuple[str, ...],
+    given: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    for name in drivers:
+        (tmp_path / name).touch()
+    argv = in_front(("/usr/bin/env",), {"n1": (Place(gpus=(4,)),)}, mark="MARK=it", own=own)
+    text = argv[2].replace("/dev/", f"{tmp_path}/").replace(f">{tmp_path}/null", ">/dev/null")
+    command = [shell, *(["sh"] if shell.endswith("busybox") else []), "-c", text, *argv[3:]]
+    inherited = dict.fromkeys(("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"), "0,1")
+    environment = {"PATH": os.environ["PATH"], "PMI_RANK": "0", **inherited}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=20, check=True
+    )
+    found = dict(line.split("=", 1) for line in done.stdout.splitlines())
+    masks = ("VISIBLE_DEVICES", "AFFINITY_MASK", "DEVICE_ORDINAL")
+    assert {
+        name.partition("_")[0]: value for name, value in found.items() if name.endswith(masks)
+    } == given

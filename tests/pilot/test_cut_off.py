@@ -26,6 +26,8 @@ from balsam_celery.pilot.link import (
     FromKeeper,
     Hello,
     Invitation,
+    Sweep,
+    Swept,
     decode_message,
     encode,
 )
@@ -164,3 +166,26 @@ def test_all_ends_though_the_shared_file_system_hangs(head: Head, tmp_path: Path
     wait_until(lambda: (head.log.read(), keeper.poll() is not None)[1], 30, "the keeper ends")
     assert keeper.returncode == 0
     assert rank.returncode == -signal.SIGKILL
+
+
+def test_a_sweep_that_fails_is_repeated_after_a_pause(head: Head) -> None:
+    wait_until(lambda: head.heard(Hello), 60, "the keeper has come")
+    mark = rank_mark("odd/1")
+    name, _, value = mark.partition("=")
+    with subprocess.Popen(["/bin/sleep", "300"], env={name: value}) as program:
+        try:
+            wait_until(lambda: procs.marked([mark]), 20, "it runs")
+            begun = time.monotonic()
+            head.channel.send(encode(Sweep(7, (mark,), (), 0.0, signal=999)))
+            said = bytearray()
+
+            def failures() -> int:
+                head.channel.flush()
+                said.extend(head.log.read())
+                return said.count(b"sweep 7 failed")
+
+            wait_until(lambda: failures() >= 3, 30, "it fails again and again")
+            assert failures() - 1 <= (time.monotonic() - begun) / 0.9
+        finally:
+            program.kill()
+    wait_until(lambda: head.heard(Swept), 30, "without that process it does not fail")

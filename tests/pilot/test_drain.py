@@ -39,9 +39,10 @@ def test_sigterm(service: Service, tmp_path: Path, kind: str) -> None:
     assert positions["PilotEnded"] == len(service.records) - 1, "its last word"
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 @pytest.mark.parametrize("argv", [("/bin/sleep", "100"), ("/bin/sh", "-c", "sleep 100; exit $?")])
 def test_a_scheduler_that_signals_the_programs_first(
-    service: Service, tmp_path: Path, argv: tuple[str, ...]
+    service: Service, tmp_path: Path, argv: tuple[str, ...], number: signal.Signals
 ) -> None:
     """The end of an allocation is no failure of the program, in whatever order all is ended."""
     pilot = service.start([1])
@@ -49,8 +50,8 @@ def test_a_scheduler_that_signals_the_programs_first(
     mark = ["BALSAM_TASK_ID=runs"]
     pids = wait_until(lambda: procs.marked(mark), 20, "it runs")
     for pid in pids:
-        os.kill(pid, signal.SIGTERM)
-    pilot.process.send_signal(signal.SIGTERM)
+        os.kill(pid, number)
+    pilot.process.send_signal(number)
     assert service.ended("runs").outcome == "drained"
     assert pilot.wait_ended() == 0
 

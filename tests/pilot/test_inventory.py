@@ -35,6 +35,7 @@ def test_cores_are_numbers_otherwise() -> None:
         ({"CUDA_VISIBLE_DEVICES": "NoDevFiles"}, ()),
         ({"CUDA_VISIBLE_DEVICES": "GPU-8932f937,GPU-1a2b3c4d"}, (0, 1)),
         ({"ROCR_VISIBLE_DEVICES": "1"}, (1,)),
+        ({"CUDA_VISIBLE_DEVICES": "0,1", "ROCR_VISIBLE_DEVICES": "4,5"}, (4, 5)),
         ({"ZE_AFFINITY_MASK": "0.0,0.1,1.0,1.1"}, (0, 1, 2, 3)),
         ({"SLURM_GPUS_ON_NODE": "4"}, (0, 1, 2, 3)),
         ({"SLURM_GPUS_ON_NODE": "gpu:4"}, (7,)),

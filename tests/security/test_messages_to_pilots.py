@@ -103,6 +103,12 @@ def test_a_kill_order_that_is_another_pilots(pilot: Pilot) -> None:
         {"id": 5}, {"attempt": "1"}, {"argv": []}, {"argv": "rm"}, {"argv": [1]}, {"shares": []},
         {"work_dir": "here"}, {"environment": {"A": 1}}, {"wall_time": 1e400}, {"wall_time": None},
         {"\n2026 forged log line": 1}, {"name": ["x" * 20_000_000]},
+        {"end_signal": 999}, {"end_signal": 0}, {"end_signal": -9}, {"attempt": 0},
+        {"wall_time": 10**400}, {"wall_time": -1}, {"kill_grace": 10**400}, {"kill_grace": -1},
+        {"checkpoint_grace": 10**400}, {"checkpoint_grace": -1}, {"ranks_per_node": 0},
+        {"threads_per_rank": 10**400}, {"shares": [{"node": "n0", "cores": [10**400]}]},
+        {"shares": [{"node": "n0", "cores": [-1]}]},
+        {"shares": [{"node": "n0", "cores": [0], "gpus": [{"index": 0, "fraction": 1e300}]}]},
     ],
     ids=lambda change: str(change)[:30],
 )  # fmt: skip
@@ -118,6 +124,13 @@ def test_tasks_of_wrong_types(pilot: Pilot, change: dict[str, Any]) -> None:
     assert pilot.service.ended(f"beside-{task}").exit_code == 0
     witness.check("refused a task that is not one")
     assert not [e for e in pilot.service.all(Ended) if e.id == task]
+
+
+@pytest.mark.parametrize("change", [{"end_signal": 64}, {"wall_time": 999_999_999}])
+def test_tasks_at_the_limits(pilot: Pilot, change: dict[str, Any]) -> None:
+    task = f"limit-{next(_counter)}"
+    pilot.run(pilot.spec(task, "/bin/true", **change))
+    assert pilot.service.ended(task).exit_code == 0
 
 
 def test_acknowledgements(pilot: Pilot) -> None:
