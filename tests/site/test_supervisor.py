@@ -7,8 +7,6 @@ import dataclasses
 import http.client
 import os
 import signal
-import socket
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,21 +16,22 @@ import pytest
 
 from balsam_celery import brands, keys, procs
 from balsam_celery.celeryapp import make_site_app, redis_client
-from balsam_celery.errors import InvalidInput, SchemaError, SiteError
+from balsam_celery.errors import SiteError
 from balsam_celery.schedulers import make_scheduler
 from balsam_celery.schedulers.base import JobRequest, JobState
 from balsam_celery.service.requests import request_kill
-from balsam_celery.site import Site, connect_store, find
+from balsam_celery.site import Site, connect_store
 from balsam_celery.siteinit import init
 from balsam_celery.states import State
-from balsam_celery.supervisor import SiteStatus, children, down, ending, records, status, up
+from balsam_celery.supervisor import SiteStatus, children, down, ending, status, up
 from balsam_celery.supervisor.probes import WORKERS
 from tests import nasty
+from tests.site.leftovers import ALL, fresh, left_running
 from tests.site.test_site import change
 from tests.store.making import add, program, task
 from tests.waiting import wait_until
 
-ALL = (children.SUPERVISOR, *children.NAMES)
+__all__ = ["fresh"]
 UP = "import sys, pathlib; from balsam_celery import site, supervisor; " + (
     "supervisor.up(site.find(pathlib.Path(sys.argv[1])), print)"
 )
@@ -48,12 +47,6 @@ def start_up(site: Site) -> subprocess.Popen[str]:
 
 def pids(site: Site) -> dict[str, int | None]:
     return {process.name: process.pid for process in status(site).processes}
-
-
-def left_running(site: Site) -> dict[int, str]:
-    """All processes that carry a mark of the site, of whatever role."""
-    found = procs.marked({children.mark(site, name) for name in ALL})
-    return {pid: Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in found}
 
 
 def kill(site: Site, name: str) -> int:
@@ -360,99 +353,12 @@ def test_what_runs_survives_up_and_a_restart_of_the_service(running: Site, tmp_p
     assert scheduler.jobs()[job].state is JobState.ENDED
 
 
-@pytest.fixture
-def fresh(tmp_path: Path) -> Iterator[Site]:
-    """A site that has never been up."""
-    site = init(tmp_path / "fresh")
-    yield site
-    down(find(site.directory))
-    assert left_running(site) == {}
-
-
-def test_failed_start_names_process_and_log_and_leaves_nothing(fresh: Site) -> None:
-    broken = change(fresh, "imports = []", 'imports = ["no_such_module"]')
-    with pytest.raises(SiteError) as raised:
-        up(broken)
-    message = str(raised.value)
-    assert "\n" not in message
-    assert message.startswith("tasks does not stay up (exit 1; ")
-    assert "no_such_module" in message
-    assert message.endswith(f"see {fresh.log_dir}/tasks.log")
-    assert left_running(fresh) == {}
-
-
-@pytest.mark.parametrize("table", ["redis", "flower"])
-def test_taken_port_is_named(fresh: Site, table: str) -> None:
-    port = getattr(fresh.settings, table).port
-    with socket.create_server(("127.0.0.1", port)), pytest.raises(SiteError) as raised:
-        up(fresh)
-    assert f"port {port} is taken by another program: change [{table}] port" in str(raised.value)
-    assert left_running(fresh) == {}
-
-
-def test_redis_of_others_that_does_not_answer(fresh: Site) -> None:
-    secret = fresh.secrets_dir / "url"
-    secret.touch(mode=0o600)
-    secret.write_text(f"redis://:geheim@127.0.0.1:{fresh.settings.redis.port}/0")
-    head, table, tail = (fresh.directory / "site.toml").read_text().partition("[redis]")
-    (fresh.directory / "site.toml").write_text(
-        head + table + tail.replace('url_file = ""', 'url_file = "secrets/url"', 1)
-    )
-    site = find(fresh.directory)
-    with pytest.raises(SiteError, match=r"the Redis server that \[redis\] names") as raised:
-        up(site, timeout=2)
-    assert "geheim" not in str(raised.value)
-    redis = status(site).processes[1]
-    assert (redis.name, redis.up) == ("redis", False)
-
-
-def test_newer_schema_is_refused_before_anything_starts(fresh: Site) -> None:
-    with sqlite3.connect(fresh.database_path) as database:
-        database.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
-        database.execute("INSERT INTO alembic_version VALUES ('9999')")
-    database.close()
-    with pytest.raises(SchemaError, match="9999, newer than this package"):
-        up(fresh)
-    assert left_running(fresh) == {}
-
-
 def test_database_of_another_site_is_refused(fresh: Site, started: tuple[Site, list[str]]) -> None:
     theirs = started[0].database_path
     site = change(fresh, 'path = ""', f'path = "{theirs}"')
     with pytest.raises(SiteError, match=f"is another site's \\({started[0].settings.site.id}\\)"):
         up(site)
     assert left_running(fresh) == {}
-
-
-def test_stale_pid_files_of_before_a_reboot_are_cleared(fresh: Site) -> None:
-    fresh.pid_dir.mkdir(mode=0o700)
-    mine = procs.own_identity()
-    before = procs.Identity(mine.pid, mine.start_time, "the boot before")
-    for name in ALL:
-        records.write(fresh, records.Record(name, before, 1.0))
-    assert not any(process.up for process in status(fresh).processes)
-    down(fresh)
-    assert all(records.read(fresh, name) is None for name in ALL)
-
-
-def test_bad_level_is_refused(fresh: Site) -> None:
-    with pytest.raises(InvalidInput, match=r"\[logs\] level is 'LOUD'"):
-        up(change(fresh, 'level = "INFO"', 'level = "LOUD"'))
-
-
-def test_another_host_is_told_where_the_site_runs(fresh: Site) -> None:
-    host = f'host = "{fresh.settings.site.host}"'
-    away = change(fresh, host, 'host = "login2"')
-    for act in (up, down, status):
-        with pytest.raises(SiteError, match="runs on login2"):
-            act(away)
-    change(fresh, 'host = "login2"', host)
-
-
-def test_status_before_up(fresh: Site) -> None:
-    now = status(fresh)
-    assert not now.up
-    assert "run 'balsam up'" in now.note
 
 
 def test_queues_have_the_sites_prefix(running: Site) -> None:

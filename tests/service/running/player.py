@@ -14,6 +14,7 @@ from balsam_celery import keys
 from balsam_celery.celeryapp import redis_client
 from balsam_celery.resources import NodeCapacity
 from balsam_celery.site import Site
+from balsam_celery.states import State
 from balsam_celery.store import allocations
 from balsam_celery.store.engine import Store
 from balsam_celery.store.rows import AllocationState
@@ -28,6 +29,7 @@ from balsam_celery.wire import (
     encode,
     from_plain,
 )
+from tests.store.making import task
 from tests.waiting import wait_until
 
 
@@ -126,3 +128,8 @@ def over(spec: TaskSpec, code: int = 0, now: float | None = None) -> Ended:
     return Ended(
         spec.id, spec.attempt, "exit", "", now, started=now, exit_code=code, argv=spec.argv
     )
+
+
+def wait_state(store: Store, id: str, state: State, timeout: float = 40.0) -> None:
+    """Wait until a task has come to that state."""
+    wait_until(lambda: task(store, id).state is state, timeout, f"{id} is {state}")

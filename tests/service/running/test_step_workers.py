@@ -19,8 +19,8 @@ from balsam_celery.site import Site
 from balsam_celery.states import State
 from balsam_celery.store.engine import Store
 from tests.service.acting import attempts_of, step
-from tests.service.running.player import Player
-from tests.service.running.test_workers import checked, wait_state
+from tests.service.running.player import Player, wait_state
+from tests.service.running.test_workers import checked
 from tests.service.running.workers import Workers, read_lines, workers, write_module
 from tests.store.making import add, task
 from tests.waiting import wait_until

@@ -24,7 +24,7 @@ from balsam_celery.site import Site
 from balsam_celery.states import State
 from balsam_celery.store.engine import Store
 from tests import nasty
-from tests.service.running.player import Player
+from tests.service.running.player import Player, wait_state
 from tests.service.running.workers import Workers, read_lines, workers
 from tests.store.making import add, history, program, task
 from tests.waiting import wait_until
@@ -34,10 +34,6 @@ S = State
 
 pytestmark = pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 SERVICE = ("-P", "threads", "-c", "4")
-
-
-def wait_state(store: Store, id: str, state: State, timeout: float = 40.0) -> None:
-    wait_until(lambda: task(store, id).state is state, timeout, f"{id} is {state}")
 
 
 def checked(check: checks.Checks, rounds: int) -> None:
