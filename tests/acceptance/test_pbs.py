@@ -195,6 +195,7 @@ GIVING_BACK: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.long  # as long as a node may be silent, and as it has to end what it runs
 @pytest.mark.parametrize("live", [FOUR_NODES], indirect=True)
 def test_the_loss_of_a_node_harms_that_node_only(live: LiveSite, pbs: PbsHarness) -> None:
     """PBS goes on to show the job as running, and the node as one of its nodes."""

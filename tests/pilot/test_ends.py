@@ -45,7 +45,7 @@ def test_all_attempts_have_their_grace_at_once(tmp_path: Path) -> None:
         )
         for reaper in reapers:
             reaper.start()
-        end_processes((), tuple(names), 10.0)
+        end_processes((), tuple(names), 60.0)
         assert not any(procs.identity(one.pid) for one in started)
     finally:
         for one in started:

@@ -28,7 +28,7 @@ from tests.waiting import wait_until
     ("own_slurm_site", "dies"),
     [
         ("srun", True),
-        ("srun", False),
+        pytest.param("srun", False, marks=pytest.mark.long),
         pytest.param("mpich", True, marks=pytest.mark.long),
         pytest.param("openmpi", True, marks=pytest.mark.long),
     ],

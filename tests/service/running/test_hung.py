@@ -203,7 +203,11 @@ def test_an_outcome_that_sql_refuses_keeps_no_allocation_from_its_end(
         ]
     )
     outbox.close()
-    service.poll()
+
+    def ended() -> bool:
+        service.poll()
+        return pilot(store, "p1").state is PilotState.ENDED
+
+    wait_until(ended, 30, "the allocation is over for the service too")
     assert task(store, "sound1").state is State.JOB_FINISHED
     assert State.RESTART_READY in history(store, "faulty")
-    assert pilot(store, "p1").state is PilotState.ENDED
