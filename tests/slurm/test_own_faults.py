@@ -28,7 +28,7 @@ from tests.waiting import wait_until
     ("own_slurm_site", "dies"),
     [
         ("srun", True),
-        pytest.param("srun", False, marks=pytest.mark.long),
+        ("srun", False),
         pytest.param("mpich", True, marks=pytest.mark.long),
         pytest.param("openmpi", True, marks=pytest.mark.long),
     ],
