@@ -25,12 +25,13 @@ def parse_duration(value: object, name: str = "duration") -> int:
         name: what the value is, for the error.
 
     Raises:
-        InvalidInput: not a duration, or not longer than zero.
+        InvalidInput: not a duration, not longer than zero, or :data:`ENDLESS`.
     """
     seconds = _seconds(value)
     if seconds is None or not 0 < seconds < ENDLESS:
         raise InvalidInput(
-            f"{name} is {value!r}: give a time above zero such as 90, '10m', '1h30m' or '01:30:00'"
+            f"{name} is {value!r}: give a time above zero, and below thirty years, such as 90,"
+            " '10m', '1h30m' or '01:30:00'"
         )
     return seconds
 

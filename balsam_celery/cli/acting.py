@@ -205,8 +205,9 @@ def _tell_removed(
         told = {"removed": [row.id for row in removed], "directories": directories}
         echo_json(told if allocations is None else {**told, "allocations": allocations})
         return
-    say(
-        f"{plural(len(removed), 'task')} removed"
-        + (f", and {directories:,} of their directories" if files else "")
-        + (f", and {plural(allocations, 'allocation')}" if allocations is not None else "")
-    )
+    parts = [plural(len(removed), "task")]
+    if files:
+        parts.append(f"{directories:,} of their directories")
+    if allocations is not None:
+        parts.append(plural(allocations, "allocation"))
+    say(f"removed: {', '.join(parts)}")

@@ -286,7 +286,9 @@ def _insist(act: Callable[[], T]) -> T:
             return act()
         except OSError as error:
             if not told:
-                logger.warning("a hook is not left to itself for this, trying on: %s", error)
+                logger.warning(
+                    "the processes of a hook cannot be looked after: %s: trying again", error
+                )
             told = True
             time.sleep(_LOOK)
 

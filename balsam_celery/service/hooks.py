@@ -172,9 +172,10 @@ def advance(batch: Batch, out: Collection[StepKey] = ()) -> list[Pending]:
 
 
 def pending(conn: Connection, now: float) -> list[Pending]:
-    """The tasks that wait for the transitions worker, and of which an earlier life sent steps.
+    """The tasks of which an earlier life of the service may have sent a step.
 
-    The oldest; those that were put off or delayed are not among what was sent before they came.
+    The oldest of those that waited from the first, and of those that were put off or delayed: what
+    is due only now must not hide, for its age, what was sent meanwhile.
     """
     rows = {row.id: row for row in _between_states(conn, now, ())}
     rows |= _oldest(conn, _AT_ONCE, now)

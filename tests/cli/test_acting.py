@@ -116,7 +116,7 @@ def test_prune(cli: Cli) -> None:
     pruned = cli.json("prune", "--older-than", "1d", "--yes")
     assert pruned == {"removed": ["old-one"], "directories": 0, "allocations": 1}
     said = cli("prune", "--older-than", "1d", "--yes").stderr
-    assert "0 tasks removed, and 0 allocations" in said
+    assert "removed: 0 tasks, 0 allocations" in said
     assert cli.json("ls")["total"] == 2
     assert "--older-than is 'x'" in cli.refused("prune", "--older-than", "x", "--yes")
     cli("prune", status=2)

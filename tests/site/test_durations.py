@@ -29,5 +29,7 @@ def test_what_people_write(text: object, seconds: int) -> None:
      ENDLESS, float("nan"), float("inf")],
 )  # fmt: skip
 def test_what_nobody_means(text: object) -> None:
-    with pytest.raises(InvalidInput, match="give a time above zero such as"):
+    with pytest.raises(
+        InvalidInput, match="give a time above zero, and below thirty years, such as 90"
+    ):
         parse_duration(text, "--older-than")

@@ -46,15 +46,20 @@ def checked(check: checks.Checks, rounds: int) -> None:
         wait_until(lambda: time.time() > check._checked + checks.PAUSE, 5, "the pause")
 
 
+@pytest.fixture
 def soon(
-    monkeypatch: pytest.MonkeyPatch, store: Store, site: Site, app: Celery[Any], engine: Engine
-) -> checks.Checks:
-    """Checks of the transitions worker that come a second after each other."""
+    monkeypatch: pytest.MonkeyPatch, store: Store, site: Site, app: Celery[Any]
+) -> Callable[[Engine], checks.Checks]:
+    """Makes checks of an engine's transitions worker that come a second after each other."""
     monkeypatch.setattr(checks, "PAUSE", 1.0)
     client, prefix = redis_client(site), site.settings.key_prefix
-    return checks.Checks(
-        store, app, client, prefix, engine.leadership, engine.outstanding, site.settings.retry
-    )
+
+    def make(engine: Engine) -> checks.Checks:
+        return checks.Checks(
+            store, app, client, prefix, engine.leadership, engine.outstanding, site.settings.retry
+        )
+
+    return make
 
 
 def living(pids: Path) -> list[int]:
@@ -119,13 +124,11 @@ def test_a_kill_during_a_hook(
     workers: Workers,
     store: Store,
     site: Site,
-    app: Celery[Any],
-    player: Player,
-    monkeypatch: pytest.MonkeyPatch,
+    soon: Callable[[Engine], checks.Checks],
 ) -> None:
     """USER_KILLED means that no process of it lives: it runs, waits, or has lost its worker."""
     engine = make_engine()
-    check = soon(monkeypatch, store, site, app, engine)
+    check = soon(engine)
     first = workers.start("transitions", "one", "-P", "threads", "-c", "1")
     pids = site.directory / "pids"
     nasty_hook = {"preprocess": [sys.executable, nasty.__file__, "session", str(pids)]}
@@ -230,14 +233,14 @@ def test_a_report_that_redis_has_forgotten_is_told_again(
     workers: Workers,
     store: Store,
     site: Site,
-    app: Celery[Any],
     player: Player,
     monkeypatch: pytest.MonkeyPatch,
     known: bool,
+    soon: Callable[[Engine], checks.Checks],
 ) -> None:
     """The hook itself has ended, and must not run once more; also if another service sent it."""
     engine = make_engine()
-    check = soon(monkeypatch, store, site, app, engine)
+    check = soon(engine)
     inbox = keys.inbox(player.prefix)
     read = engine._inbox.read
 
@@ -271,8 +274,7 @@ def test_the_end_of_an_earlier_life_is_not_told_for_a_retry(
     workers: Workers,
     store: Store,
     site: Site,
-    app: Celery[Any],
-    monkeypatch: pytest.MonkeyPatch,
+    soon: Callable[[Engine], checks.Checks],
 ) -> None:
     """It never ran, so that it waits for the same step of the same attempt; no service was up."""
     engine = make_engine()
@@ -285,7 +287,7 @@ def test_the_end_of_an_earlier_life_is_not_told_for_a_retry(
     engine.join(30)
     assert retry(store, ["t00001"]).done == ("t00001",)
     again = make_engine()
-    check = soon(monkeypatch, store, site, app, again)
+    check = soon(again)
     wait_until(lambda: check.run() or task(store, "t00001").state is not S.READY, 60, "it goes on")
     row = task(store, "t00001")
     assert (row.state, row.cuts) == (S.PREPROCESSED, 0), row.reason
@@ -298,11 +300,11 @@ def test_a_hook_is_not_lost_while_a_worker_that_may_run_it_is_silent(
     workers: Workers,
     store: Store,
     site: Site,
-    app: Celery[Any],
     monkeypatch: pytest.MonkeyPatch,
+    soon: Callable[[Engine], checks.Checks],
 ) -> None:
     engine = make_engine()
-    check = soon(monkeypatch, store, site, app, engine)
+    check = soon(engine)
     first = workers.start("transitions", "one", "-P", "threads", "-c", "1")
     pids = site.directory / "pids"
     hooks = {"preprocess": [sys.executable, nasty.__file__, "deaf", str(pids)]}
